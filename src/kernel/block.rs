@@ -1,0 +1,200 @@
+//! Block devices: their attributes in sysfs, their nodes in `/dev`, and the few
+//! generic block ioctls.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
+
+use super::{Error, Result, Root};
+
+/// Bytes in a sector, the unit of sysfs and of device-mapper tables.
+pub const SECTOR: u64 = 512;
+
+/// `BLKROSET`, `_IO(0x12, 93)` with a pointer to an int.
+const SET_READ_ONLY: Opcode = opcode::none(0x12, 93);
+
+/// A device number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Dev {
+    /// The driver's number.
+    pub major: u32,
+    /// The device's number under its driver.
+    pub minor: u32,
+}
+
+impl Dev {
+    /// From `st_rdev` of a node.
+    pub fn from_rdev(rdev: u64) -> Dev {
+        Dev { major: rustix::fs::major(rdev), minor: rustix::fs::minor(rdev) }
+    }
+
+    /// From the encoding of the device-mapper ioctls (`huge_encode_dev`).
+    pub fn from_kernel(dev: u64) -> Dev {
+        Dev { major: (dev >> 8) as u32 & 0xfff, minor: (dev & 0xff) as u32 | ((dev >> 12) as u32 & 0xfff00) }
+    }
+
+    /// From "MAJOR:MINOR", as sysfs and `mountinfo` write it.
+    pub fn parse(text: &str) -> Option<Dev> {
+        let (major, minor) = text.split_once(':')?;
+        Some(Dev { major: major.parse().ok()?, minor: minor.parse().ok()? })
+    }
+}
+
+impl fmt::Display for Dev {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// The kernel's name of a device (`sda`, `sda1`, `dm-3`), `None` where there is
+/// no such device.
+pub fn name_of(root: &Root, dev: Dev) -> Option<String> {
+    let link = fs::read_link(root.path(format!("sys/dev/block/{dev}"))).ok()?;
+    Some(link.file_name()?.to_str()?.to_owned())
+}
+
+/// The device number behind a node such as `/dev/sda`, links followed; `None`
+/// where the path is no block device.
+pub fn dev_of_node(path: &Path) -> Option<Dev> {
+    let node = fs::metadata(path).ok()?;
+    node.file_type().is_block_device().then(|| Dev::from_rdev(node.rdev()))
+}
+
+/// The device number of a whole disk, by the kernel's name.
+pub fn dev_of_disk(root: &Root, name: &str) -> Option<Dev> {
+    Dev::parse(&root.attribute(format!("sys/block/{name}/dev"))?)
+}
+
+/// An attribute of a disk or partition, by device number; `None` without it.
+pub fn attribute(root: &Root, dev: Dev, attribute: &str) -> Option<String> {
+    root.attribute(format!("sys/dev/block/{dev}/{attribute}"))
+}
+
+/// The size in sectors.
+pub fn sectors(root: &Root, dev: Dev) -> Option<u64> {
+    attribute(root, dev, "size")?.parse().ok()
+}
+
+/// Whether the device is read-only.
+pub fn is_read_only(root: &Root, dev: Dev) -> bool {
+    attribute(root, dev, "ro").as_deref() == Some("1")
+}
+
+/// The logical block size in bytes; a partition has its disk's.
+pub fn logical_block_size(root: &Root, dev: Dev) -> Option<u64> {
+    ["queue/logical_block_size", "../queue/logical_block_size"]
+        .into_iter()
+        .find_map(|path| attribute(root, dev, path)?.parse().ok())
+}
+
+/// The partitions of a disk; empty for a partition.
+pub fn partitions(root: &Root, dev: Dev) -> Result<Vec<Dev>> {
+    let dir = format!("sys/dev/block/{dev}");
+    let mut found = Vec::new();
+    for name in root.names(&dir)? {
+        if root.exists(format!("{dir}/{name}/partition")) {
+            found.extend(root.attribute(format!("{dir}/{name}/dev")).and_then(|text| Dev::parse(&text)));
+        }
+    }
+    Ok(found)
+}
+
+/// The kernel's names of the devices stacked on this one (dm, md, bcache).
+pub fn holders(root: &Root, dev: Dev) -> Result<Vec<String>> {
+    root.names(format!("sys/dev/block/{dev}/holders"))
+}
+
+/// How a device is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// For reading attributes and data.
+    Read,
+    /// For reading, and for nobody else's exclusive use meanwhile (`O_EXCL`):
+    /// no mount, swap, device-mapper or md device can take it. EBUSY where one has.
+    Claim,
+    /// For writing, with the same claim.
+    ClaimWrite,
+}
+
+/// Opens a device node. Never waits for a medium, never becomes a terminal.
+pub fn open(path: &Path, access: Access) -> Result<File> {
+    let flags = match access {
+        Access::Read => OFlags::empty(),
+        Access::Claim | Access::ClaimWrite => OFlags::EXCL,
+    };
+    let flags = (flags | OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
+    let context = |error: io::Error| Error::new(format!("open {}", path.display()), &error);
+    let file = File::options()
+        .read(true)
+        .write(access == Access::ClaimWrite)
+        .custom_flags(flags)
+        .open(path)
+        .map_err(context)?;
+    let is_block = file.metadata().map_err(context)?.file_type().is_block_device();
+    if is_block {
+        Ok(file)
+    } else {
+        Err(Error::new(format!("open {}", path.display()), &Errno::NOTBLK.into()))
+    }
+}
+
+/// Makes a device read-only or read-write (`BLKROSET`).
+pub fn set_read_only(disk: &File, read_only: bool) -> Result<()> {
+    // SAFETY: BLKROSET reads one int at the pointer.
+    unsafe { ioctl(disk.as_fd(), Setter::<SET_READ_ONLY, i32>::new(read_only.into())) }
+        .map_err(|errno| Error::new("ioctl BLKROSET", &errno.into()))
+}
+
+/// Reads the first `buffer.len()` bytes.
+pub fn read_start(disk: &File, buffer: &mut [u8]) -> Result<()> {
+    disk.read_exact_at(buffer, 0).map_err(|error| Error::new("read the first block", &error))
+}
+
+/// Writes the first bytes and waits until the device has them.
+pub fn write_start(disk: &File, bytes: &[u8]) -> Result<()> {
+    disk.write_all_at(bytes, 0)
+        .and_then(|()| disk.sync_data())
+        .map_err(|error| Error::new("write the first block", &error))
+}
+
+/// The node of a disk by the kernel's name; its names in sysfs have `!` for `/`.
+pub fn node(root: &Root, name: &str) -> PathBuf {
+    root.path("dev").join(name.replace('!', "/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_survive_the_kernels_encoding() {
+        // huge_encode_dev of 253:7, and of 259:70000 whose minor spills over.
+        assert_eq!(Dev::from_kernel(253 << 8 | 7), Dev { major: 253, minor: 7 });
+        let (major, minor) = (259u64, 70000u64);
+        let encoded = (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12);
+        assert_eq!(Dev::from_kernel(encoded), Dev { major: 259, minor: 70000 });
+    }
+
+    #[test]
+    fn device_numbers_are_parsed_and_shown_alike() {
+        let dev = Dev::parse("8:16").unwrap();
+        assert_eq!(dev.to_string(), "8:16");
+        for wrong in ["", "8", "8:", ":1", "8:1:2", "a:b", "-1:0"] {
+            assert_eq!(Dev::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_block_devices_are_opened() {
+        let error = open(Path::new("/dev/null"), Access::Read).unwrap_err();
+        assert!(error.is(Errno::NOTBLK), "{error}");
+        assert_eq!(dev_of_node(Path::new("/dev/null")), None);
+    }
+}

@@ -1,0 +1,278 @@
+//! device-mapper, spoken to directly through `/dev/mapper/control`
+//! (`linux/dm-ioctl.h`; no libdevmapper). One function owns the ioctl; each
+//! command is a short wrapper that says which flags it allows.
+
+mod buffer;
+
+use std::ffi::c_void;
+use std::fmt;
+use std::fs::File;
+use std::os::fd::AsFd;
+
+use rustix::io::Errno;
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
+
+pub use buffer::{Listed, Target};
+
+use super::block::Dev;
+use super::{Error, Result, Root};
+use buffer::{Buffer, HEADER, Subject};
+
+/// Longest name, in bytes (`DM_NAME_LEN` less the NUL).
+pub const NAME_MAX: usize = 127;
+
+/// Room for an answer at first, and the most it is ever given, in bytes.
+const FIRST_SIZE: usize = 4 << 10;
+const LAST_SIZE: usize = 16 << 20;
+
+// Flags of `struct dm_ioctl`.
+const SUSPEND: u32 = 1 << 1;
+const STATUS_TABLE: u32 = 1 << 4;
+const ACTIVE_PRESENT: u32 = 1 << 5;
+const BUFFER_FULL: u32 = 1 << 8;
+const NOFLUSH: u32 = 1 << 11;
+
+/// Upper half of `event_nr`: tells udev's rules that the event comes from
+/// somebody who made the change (`DM_UDEV_PRIMARY_SOURCE_FLAG`).
+const UDEV_PRIMARY_SOURCE: u32 = 0x40 << 16;
+
+/// The commands in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Command {
+    ListDevices = 2,
+    DevCreate = 3,
+    DevRemove = 4,
+    DevSuspend = 6,
+    DevStatus = 7,
+    TableLoad = 9,
+    TableDeps = 11,
+    TableStatus = 12,
+    ListVersions = 13,
+    TargetMsg = 14,
+}
+
+/// The name of a mapped device: 1 to [`NAME_MAX`] bytes of `0-9A-Za-z#+-.:=@_`,
+/// the characters that udev leaves as they are, and neither `.` nor `..`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name(String);
+
+impl Name {
+    /// Checks a name; `None` if it is not one.
+    pub fn new(name: &str) -> Option<Name> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"#+-.:=@_".contains(&byte);
+        let fits = (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(allowed);
+        (fits && !matches!(name, "." | "..")).then(|| Name(name.to_owned()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The state of a mapped device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Info {
+    /// Its device number.
+    pub dev: Dev,
+    /// Its UUID, empty where it was made without one.
+    pub uuid: String,
+    /// How often it is open.
+    pub open_count: u32,
+    /// Whether it has a table in use.
+    pub active: bool,
+    /// Whether it is suspended.
+    pub suspended: bool,
+}
+
+/// Which text of the targets is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// What they count and report now.
+    Status,
+    /// The parameters they were made with.
+    Table,
+}
+
+/// An open `/dev/mapper/control`.
+pub struct Control {
+    file: File,
+    event: u32,
+}
+
+impl Control {
+    /// Opens the control node. ENOENT, ENODEV or ENXIO: the driver is not loaded.
+    pub fn open(root: &Root) -> Result<Control> {
+        let path = root.path("dev/mapper/control");
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|error| Error::new(format!("open {}", path.display()), &error))?;
+        let event = if has_udev(root) { UDEV_PRIMARY_SOURCE } else { 0 };
+        Ok(Control { file, event })
+    }
+
+    /// All mapped devices.
+    pub fn list(&self) -> Result<Vec<Listed>> {
+        let answer = self.call(Command::ListDevices, 0, &Subject::Driver, &[])?;
+        Ok(buffer::parse_list(&answer.payload()))
+    }
+
+    /// The target types the kernel has at the moment.
+    pub fn target_types(&self) -> Result<Vec<String>> {
+        let answer = self.call(Command::ListVersions, 0, &Subject::Driver, &[])?;
+        Ok(buffer::parse_versions(&answer.payload()))
+    }
+
+    /// Makes a device without a table. EBUSY: the name is taken.
+    pub fn create(&self, name: &Name, uuid: &str) -> Result<Dev> {
+        Ok(self.call(Command::DevCreate, 0, &Subject::New(name, uuid), &[])?.dev())
+    }
+
+    /// Loads a table of one target; [`Control::resume`] puts it to use.
+    pub fn load(&self, name: &Name, target: &Target) -> Result<()> {
+        self.call(Command::TableLoad, 0, &Subject::Name(name), &buffer::table(target)).map(drop)
+    }
+
+    /// Puts a loaded table to use, or ends a suspension.
+    pub fn resume(&self, name: &Name) -> Result<()> {
+        self.call(Command::DevSuspend, 0, &Subject::Name(name), &[]).map(drop)
+    }
+
+    /// Suspends: waits until all I/O under way is done, then holds back what comes.
+    pub fn suspend(&self, name: &Name) -> Result<()> {
+        self.call(Command::DevSuspend, SUSPEND, &Subject::Name(name), &[]).map(drop)
+    }
+
+    /// Removes a device that nobody has open. EBUSY: somebody has.
+    pub fn remove(&self, name: &Name) -> Result<()> {
+        self.call(Command::DevRemove, 0, &Subject::Name(name), &[]).map(drop)
+    }
+
+    /// The state of a device. ENXIO: there is none of that name.
+    pub fn info(&self, name: &Name) -> Result<Info> {
+        let answer = self.call(Command::DevStatus, 0, &Subject::Name(name), &[])?;
+        Ok(Info {
+            dev: answer.dev(),
+            uuid: answer.uuid(),
+            open_count: answer.open_count(),
+            active: answer.flags() & ACTIVE_PRESENT != 0,
+            suspended: answer.flags() & SUSPEND != 0,
+        })
+    }
+
+    /// The devices that the table in use stands on, in the kernel's order.
+    pub fn deps(&self, name: &Name) -> Result<Vec<Dev>> {
+        let answer = self.call(Command::TableDeps, 0, &Subject::Name(name), &[])?;
+        Ok(buffer::parse_deps(&answer.payload()))
+    }
+
+    /// What the targets report. Never makes a target flush: a read must not wait
+    /// for a disk.
+    pub fn report(&self, name: &Name, report: Report) -> Result<Vec<Target>> {
+        let table = if report == Report::Table { STATUS_TABLE } else { 0 };
+        let answer = self.call(Command::TableStatus, table | NOFLUSH, &Subject::Name(name), &[])?;
+        Ok(buffer::parse_status(&answer.payload(), answer.target_count()))
+    }
+
+    /// Sends a message to the first target.
+    pub fn message(&self, name: &Name, text: &str) -> Result<()> {
+        self.call(Command::TargetMsg, 0, &Subject::Name(name), &buffer::message(0, text)).map(drop)
+    }
+
+    /// The one place that does the ioctl. Asks again with a larger buffer where
+    /// the answer did not fit, which happens to commands that only read.
+    fn call(&self, command: Command, flags: u32, subject: &Subject<'_>, payload: &[u8]) -> Result<Buffer> {
+        let version = if command == Command::TargetMsg { [4, 2, 0] } else { [4, 0, 0] };
+        let event = match command {
+            Command::DevCreate | Command::DevRemove | Command::DevSuspend => self.event,
+            _ => 0,
+        };
+        let mut size = FIRST_SIZE;
+        loop {
+            let mut buffer = Buffer::new(version, flags, event, subject, payload, size);
+            let request = Request { command, words: buffer.words() };
+            // SAFETY: `Request` points to a buffer whose length it states at byte
+            // 12, as the driver demands; the driver writes inside that length only.
+            unsafe { rustix::ioctl::ioctl(self.file.as_fd(), request) }
+                .map_err(|errno| Error::new(describe(command, subject), &errno.into()))?;
+            if buffer.flags() & BUFFER_FULL == 0 {
+                return Ok(buffer);
+            }
+            if size >= LAST_SIZE {
+                return Err(Error::strange(describe(command, subject)));
+            }
+            size *= 4;
+        }
+    }
+}
+
+fn describe(command: Command, subject: &Subject<'_>) -> String {
+    match subject {
+        Subject::Driver => format!("device-mapper {command:?}"),
+        Subject::Name(name) | Subject::New(name, _) => format!("device-mapper {command:?} of {name}"),
+    }
+}
+
+/// Whether udev manages `/dev` here.
+pub fn has_udev(root: &Root) -> bool {
+    root.exists("run/udev/control")
+}
+
+/// Whether the error says that there is no device of that name.
+pub fn is_missing(error: &Error) -> bool {
+    error.is(Errno::NXIO)
+}
+
+struct Request<'a> {
+    command: Command,
+    words: &'a mut [u64],
+}
+
+// SAFETY: the opcode is `_IOWR(0xfd, command, struct dm_ioctl)` and the pointer
+// is to a buffer at least that long, aligned to 8 bytes, which outlives the call.
+unsafe impl Ioctl for Request<'_> {
+    type Output = ();
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        opcode::read_write::<[u8; HEADER]>(0xfd, self.command as u8)
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        self.words.as_mut_ptr().cast()
+    }
+
+    unsafe fn output_from_ptr(_: IoctlOutput, _: *mut c_void) -> rustix::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_hold_what_udev_leaves_alone() {
+        for good in ["a", "rc-wt_sda", "vg0-home", "a#+-.:=@_Z9", &"x".repeat(NAME_MAX)] {
+            assert_eq!(Name::new(good).unwrap().as_str(), good);
+        }
+        for bad in ["", ".", "..", "a/b", "a b", "a\0", "a\\x20", "é", "a%2f", &"x".repeat(NAME_MAX + 1)] {
+            assert_eq!(Name::new(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_opcodes_are_the_kernels() {
+        let request = Request { command: Command::TableStatus, words: &mut [] };
+        // _IOWR(0xfd, 12, 312)
+        assert_eq!(request.opcode(), 0xc138_fd0c);
+    }
+}

@@ -1,0 +1,123 @@
+//! The kernel's interfaces: sysfs, procfs, configfs, block-device and
+//! device-mapper ioctls, signals. The only place with `unsafe` and with kernel
+//! paths, all of which start at one [`Root`].
+
+pub mod block;
+pub mod dm;
+pub mod nvmet;
+pub mod proc;
+pub mod rapiddisk;
+pub mod signal;
+
+use std::fmt;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+/// The largest kernel text that is read into memory, in bytes. A busy host's
+/// `mountinfo` is far below it.
+const TEXT_MAX: u64 = 16 << 20;
+
+/// Where the kernel's file systems are found: `/` in life, a directory in tests.
+#[derive(Clone, Debug)]
+pub struct Root(PathBuf);
+
+impl Root {
+    /// A root at `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Root {
+        Root(path.into())
+    }
+
+    /// The path of `below`, which must be relative (`sys/block`).
+    pub fn path(&self, below: impl AsRef<Path>) -> PathBuf {
+        debug_assert!(below.as_ref().is_relative());
+        self.0.join(below)
+    }
+
+    /// Reads a text file of the kernel's.
+    pub fn text(&self, below: impl AsRef<Path>) -> Result<String> {
+        let path = self.path(below);
+        let mut bytes = Vec::new();
+        fs::File::open(&path)
+            .and_then(|file| file.take(TEXT_MAX).read_to_end(&mut bytes))
+            .map_err(|error| Error::new(format!("read {}", path.display()), &error))?;
+        Ok(String::from_utf8(bytes)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+    }
+
+    /// Reads a one-value attribute without the white space around it; `None`
+    /// where there is no such file or the kernel has nothing to say.
+    pub fn attribute(&self, below: impl AsRef<Path>) -> Option<String> {
+        let text = self.text(below).ok()?;
+        Some(text.trim().to_owned())
+    }
+
+    /// Reads a numeric attribute; `None` where there is none.
+    pub fn number(&self, below: impl AsRef<Path>) -> Option<u64> {
+        self.attribute(below)?.parse().ok()
+    }
+
+    /// The names in a directory, in no order; empty where it does not exist.
+    pub fn names(&self, below: impl AsRef<Path>) -> Result<Vec<String>> {
+        let path = self.path(below);
+        let context = |error: io::Error| Error::new(format!("list {}", path.display()), &error);
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(context(error)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            // A name that is not UTF-8 is none of the kernel's own.
+            if let Ok(name) = entry.map_err(context)?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// Whether the path exists.
+    pub fn exists(&self, below: impl AsRef<Path>) -> bool {
+        fs::symlink_metadata(self.path(below)).is_ok()
+    }
+}
+
+/// What the kernel refused, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Error {
+    /// The call and the file or device, as in "write /sys/…/mgmt".
+    pub what: String,
+    /// The errno, 0 where the kernel's answer could not be understood.
+    pub errno: i32,
+}
+
+/// The result of a call into the kernel.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error of `what`, with the errno that `error` carries.
+    pub fn new(what: impl Into<String>, error: &io::Error) -> Error {
+        Error { what: what.into(), errno: error.raw_os_error().unwrap_or(0) }
+    }
+
+    /// An answer of the kernel's that this program does not understand.
+    pub fn strange(what: impl Into<String>) -> Error {
+        Error { what: what.into(), errno: 0 }
+    }
+
+    /// Whether the errno is this one.
+    pub fn is(&self, errno: rustix::io::Errno) -> bool {
+        self.errno == errno.raw_os_error()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.errno {
+            0 => write!(f, "{}: unexpected answer of the kernel", self.what),
+            errno => write!(f, "{}: {}", self.what, io::Error::from_raw_os_error(errno)),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

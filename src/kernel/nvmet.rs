@@ -1,0 +1,139 @@
+//! The NVMe target's tree in configfs (`/sys/kernel/config/nvmet`), read.
+
+use super::{Result, Root};
+
+const CONFIGFS: &str = "sys/kernel/config";
+const NVMET: &str = "sys/kernel/config/nvmet";
+
+/// What of the NVMe target the kernel offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// The tree is there.
+    Ready,
+    /// configfs is not mounted.
+    NoConfigfs,
+    /// configfs is mounted, the module nvmet is not loaded.
+    NoModule,
+}
+
+/// A namespace of a subsystem.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespace {
+    /// The namespace id.
+    pub id: u32,
+    /// The backing device or file, as written to `device_path`.
+    pub device: String,
+    /// Whether it is enabled.
+    pub enabled: bool,
+}
+
+/// A subsystem, that is, a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subsystem {
+    /// Its NQN.
+    pub nqn: String,
+    /// Its namespaces by id.
+    pub namespaces: Vec<Namespace>,
+    /// The hosts linked under `allowed_hosts`, sorted.
+    pub allowed_hosts: Vec<String>,
+}
+
+/// A port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Its number.
+    pub id: u32,
+    /// `addr_traddr`, `None` while it is not set.
+    pub address: Option<String>,
+    /// `addr_trtype`, `None` while it is not set.
+    pub protocol: Option<String>,
+    /// The NQNs linked to it, sorted.
+    pub subsystems: Vec<String>,
+}
+
+/// Whether the tree is there, and if not, why.
+pub fn presence(root: &Root) -> Presence {
+    if root.exists(NVMET) {
+        Presence::Ready
+    } else if is_configfs_mounted(root) {
+        Presence::NoModule
+    } else {
+        Presence::NoConfigfs
+    }
+}
+
+/// Whether a configfs is mounted at its usual place.
+fn is_configfs_mounted(root: &Root) -> bool {
+    let place = root.path(CONFIGFS);
+    super::proc::mounts(root)
+        .is_ok_and(|mounts| mounts.iter().any(|mount| std::path::Path::new(&mount.on) == place))
+}
+
+/// Whether nvmet holds configuration although its tree cannot be seen: configfs
+/// was unmounted, which leaves the targets alive. Each item of the tree takes a
+/// reference to the module, beside one for each module that uses it.
+pub fn is_hidden(root: &Root) -> bool {
+    let references = root.number("sys/module/nvmet/refcnt").unwrap_or(0);
+    let modules = root.names("sys/module/nvmet/holders").map_or(0, |names| names.len());
+    !root.exists(NVMET) && references > modules as u64
+}
+
+/// All subsystems, sorted by NQN.
+pub fn subsystems(root: &Root) -> Result<Vec<Subsystem>> {
+    let mut found = Vec::new();
+    for nqn in sorted(root.names(format!("{NVMET}/subsystems"))?) {
+        let dir = format!("{NVMET}/subsystems/{nqn}");
+        let namespaces = namespaces(root, &dir)?;
+        let allowed_hosts = sorted(root.names(format!("{dir}/allowed_hosts"))?);
+        found.push(Subsystem { nqn, namespaces, allowed_hosts });
+    }
+    Ok(found)
+}
+
+fn namespaces(root: &Root, subsystem: &str) -> Result<Vec<Namespace>> {
+    let mut found = Vec::new();
+    for name in root.names(format!("{subsystem}/namespaces"))? {
+        let Ok(id) = name.parse() else { continue };
+        let dir = format!("{subsystem}/namespaces/{name}");
+        let device = root.attribute(format!("{dir}/device_path")).filter(|path| path != "(null)");
+        let enabled = root.number(format!("{dir}/enable")) == Some(1);
+        found.push(Namespace { id, device: device.unwrap_or_default(), enabled });
+    }
+    found.sort_by_key(|namespace| namespace.id);
+    Ok(found)
+}
+
+/// Tells the initiators of a namespace that its device has a new size. Does
+/// nothing on kernels without the attribute (before 5.8).
+pub fn revalidate_size(root: &Root, nqn: &str, namespace: u32) -> Result<()> {
+    let path = root.path(format!("{NVMET}/subsystems/{nqn}/namespaces/{namespace}/revalidate_size"));
+    match std::fs::write(&path, "1") {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(super::Error::new(format!("write 1 to {}", path.display()), &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// All ports, by number.
+pub fn ports(root: &Root) -> Result<Vec<Port>> {
+    let mut found = Vec::new();
+    for name in root.names(format!("{NVMET}/ports"))? {
+        let Ok(id) = name.parse() else { continue };
+        let dir = format!("{NVMET}/ports/{name}");
+        let set = |attribute| root.attribute(format!("{dir}/{attribute}")).filter(|value| !value.is_empty());
+        found.push(Port {
+            id,
+            address: set("addr_traddr"),
+            protocol: set("addr_trtype"),
+            subsystems: sorted(root.names(format!("{dir}/subsystems"))?),
+        });
+    }
+    found.sort_by_key(|port| port.id);
+    Ok(found)
+}
+
+fn sorted(mut names: Vec<String>) -> Vec<String> {
+    names.sort();
+    names
+}

@@ -1,0 +1,205 @@
+//! What procfs tells: memory, mounts, swap, and which process has a block
+//! device open.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
+
+use super::block::{Dev, dev_of_node};
+use super::{Result, Root};
+
+/// Memory of the machine, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// `MemTotal`.
+    pub total: u64,
+    /// `MemFree`.
+    pub free: u64,
+}
+
+/// Reads `/proc/meminfo`.
+pub fn memory(root: &Root) -> Result<Memory> {
+    let text = root.text("proc/meminfo")?;
+    let bytes =
+        |label| meminfo(&text, label).ok_or(super::Error::strange(format!("{label} in /proc/meminfo")));
+    Ok(Memory { total: bytes("MemTotal:")?, free: bytes("MemFree:")? })
+}
+
+fn meminfo(text: &str, label: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix(label))?;
+    value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// One mount of a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// The device number of the file system; btrfs and the like give one that is
+    /// no block device's.
+    pub dev: Dev,
+    /// The mount source as given to mount(2), such as `/dev/sda1`.
+    pub source: String,
+    /// Where it is mounted.
+    pub on: String,
+    /// Whether the mount or the file system is read-only for every writer: the
+    /// super block's own option.
+    pub read_only: bool,
+}
+
+/// The mounts this process sees (`/proc/self/mountinfo`).
+pub fn mounts(root: &Root) -> Result<Vec<Mount>> {
+    Ok(root.text("proc/self/mountinfo")?.lines().filter_map(parse_mount).collect())
+}
+
+/// proc(5): id, parent, major:minor, root, mount point, options, optional
+/// fields, "-", type, source, super options.
+fn parse_mount(line: &str) -> Option<Mount> {
+    let (left, right) = line.split_once(" - ")?;
+    let mut left = left.split(' ').skip(2);
+    let dev = Dev::parse(left.next()?)?;
+    let on = unescape(left.nth(1)?);
+    let mut right = right.split(' ').skip(1);
+    let source = unescape(right.next()?);
+    let read_only = right.next()?.split(',').any(|option| option == "ro");
+    Some(Mount { dev, source, on, read_only })
+}
+
+/// Undoes the octal escapes (`\040` for a space) of mountinfo and swaps.
+fn unescape(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        let octal = (byte == b'\\').then(|| after.get(..3)).flatten();
+        let value = octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        match value {
+            Some(value) => {
+                out.push(value);
+                rest = &after[3..];
+            }
+            None => {
+                out.push(byte);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// The devices in use as swap (`/proc/swaps`); empty in a kernel without swap.
+pub fn swaps(root: &Root) -> Vec<Dev> {
+    let text = root.text("proc/swaps").unwrap_or_default();
+    parse_swaps(&text).iter().filter_map(|path| dev_of_node(Path::new(path))).collect()
+}
+
+fn parse_swaps(text: &str) -> Vec<String> {
+    let fields = text.lines().skip(1).map(|line| line.split_ascii_whitespace());
+    fields
+        .filter_map(|mut fields| Some((unescape(fields.next()?), fields.next()?)))
+        .filter_map(on_device)
+        .collect()
+}
+
+fn on_device((path, kind): (String, &str)) -> Option<String> {
+    (kind == "partition").then_some(path)
+}
+
+/// A process that has a device open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opener {
+    /// Its process id.
+    pub pid: u32,
+    /// Its name (`comm`), which the process itself may have chosen.
+    pub name: String,
+}
+
+/// The processes other than this one that have one of `devs` open. Looks at
+/// each descriptor of each process once; those that end meanwhile are passed over.
+pub fn openers(root: &Root, devs: &[Dev]) -> Result<Vec<Opener>> {
+    let mut found = Vec::new();
+    for entry in root.names("proc")? {
+        let Ok(pid) = entry.parse::<u32>() else { continue };
+        if pid == std::process::id() || !has_open(root, pid, devs) {
+            continue;
+        }
+        let name = root.attribute(format!("proc/{pid}/comm")).unwrap_or_default();
+        found.push(Opener { pid, name });
+    }
+    Ok(found)
+}
+
+fn has_open(root: &Root, pid: u32, devs: &[Dev]) -> bool {
+    let dir = format!("proc/{pid}/fd");
+    let Ok(fds) = root.names(&dir) else { return false };
+    let Ok(handle) =
+        openat(CWD, root.path(&dir), OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    else {
+        return false;
+    };
+    let handle = File::from(handle);
+    fds.iter().any(|fd| is_open_on(handle.as_fd(), fd, devs))
+}
+
+/// Asks with `AT_STATX_DONT_SYNC`: a descriptor on a dead network file system
+/// must not hang the answer.
+fn is_open_on(dir: BorrowedFd<'_>, fd: &str, devs: &[Dev]) -> bool {
+    let Ok(stat) = statx(dir, fd, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE) else { return false };
+    let is_block = u32::from(stat.stx_mode) & 0o170000 == 0o060000;
+    is_block && devs.contains(&Dev { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_in_bytes() {
+        let text = "MemTotal:        2035284 kB\nMemFree:          223636 kB\nMemAvailable: 1 kB\n";
+        assert_eq!(meminfo(text, "MemTotal:"), Some(2035284 * 1024));
+        assert_eq!(meminfo(text, "MemFree:"), Some(223636 * 1024));
+        assert_eq!(meminfo(text, "SwapFree:"), None);
+    }
+
+    #[test]
+    fn a_mount_is_read_with_its_escapes() {
+        let line =
+            r"36 35 251:0 / /mnt/my\040disk rw,noatime shared:1 master:2 - ext4 /dev/rd0 rw,errors=continue";
+        let mount = parse_mount(line).unwrap();
+        assert_eq!(mount.dev, Dev { major: 251, minor: 0 });
+        assert_eq!(mount.on, "/mnt/my disk");
+        assert_eq!(mount.source, "/dev/rd0");
+        assert!(!mount.read_only);
+    }
+
+    #[test]
+    fn the_super_block_decides_what_is_read_only() {
+        // A read-only bind mount of a writable file system still has a writer.
+        let bind = "36 35 251:0 / /mnt ro,noatime - ext4 /dev/rd0 rw";
+        assert!(!parse_mount(bind).unwrap().read_only);
+        let read_only = "36 35 251:0 / /mnt rw - ext4 /dev/rd0 ro,norecovery";
+        assert!(parse_mount(read_only).unwrap().read_only);
+    }
+
+    #[test]
+    fn escapes_are_undone_and_strays_kept() {
+        assert_eq!(unescape(r"a\040b\134c\011"), "a b\\c\t");
+        assert_eq!(unescape(r"\04"), r"\04");
+        assert_eq!(unescape(r"\999"), r"\999");
+    }
+
+    #[test]
+    fn swap_files_are_no_devices() {
+        let text = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n\
+                    /dev/rd1                                partition\t65532\t\t0\t\t-2\n\
+                    /swap\\040file                          file\t1024\t0\t-3\n";
+        assert_eq!(parse_swaps(text), ["/dev/rd1"]);
+    }
+
+    #[test]
+    fn an_open_descriptor_of_another_process_is_found() {
+        // /proc of this kernel: the device number of no open file is claimed free.
+        let root = Root::new("/");
+        let nobody = Dev { major: 4095, minor: 4095 };
+        assert_eq!(openers(&root, &[nobody]).unwrap(), []);
+    }
+}

@@ -1,0 +1,150 @@
+//! The `rapiddisk` module: `/sys/kernel/rapiddisk` and the ioctls of `/dev/rdN`.
+//!
+//! The module checks little: it detaches a disk that is in use and parses what
+//! it is given leniently. Everything here expects a caller who has checked.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+
+use rustix::ioctl::{Getter, NoArg, Opcode, ioctl};
+
+use super::{Error, Result, Root};
+
+const MGMT: &str = "sys/kernel/rapiddisk/mgmt";
+const DEVICES: &str = "sys/kernel/rapiddisk/devices";
+
+/// Number of disks the module accepts where it does not say.
+const DEFAULT_MAX: u32 = 1024;
+
+const HIGHEST_SECTOR: Opcode = 0x0529;
+const PAGES_IN_USE: Opcode = 0x0530;
+const FREE_PAGES: Opcode = 0x0531;
+
+/// One line of `/sys/kernel/rapiddisk/devices`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// N of `rdN`.
+    pub number: u32,
+    /// Size in bytes.
+    pub size: u64,
+    /// Memory held, in bytes.
+    pub used: u64,
+}
+
+/// Whether the module is loaded.
+pub fn is_loaded(root: &Root) -> bool {
+    root.exists(MGMT)
+}
+
+/// Makes `rdN` of `bytes` bytes, a multiple of 512.
+pub fn attach(root: &Root, number: u32, bytes: u64) -> Result<()> {
+    manage(root, &format!("rapiddisk attach {number} {bytes}"))
+}
+
+/// Destroys `rdN` whoever is using it: the caller has made sure nobody is.
+pub fn detach(root: &Root, number: u32) -> Result<()> {
+    manage(root, &format!("rapiddisk detach {number}"))
+}
+
+/// Gives `rdN` a new size in bytes, a multiple of 512. The module refuses
+/// (EINVAL) a size at or below the highest written block.
+pub fn resize(root: &Root, number: u32, bytes: u64) -> Result<()> {
+    manage(root, &format!("rapiddisk resize {number} {bytes}"))
+}
+
+/// One command is one write: the errno of write(2) itself is the answer.
+fn manage(root: &Root, command: &str) -> Result<()> {
+    let path = root.path(MGMT);
+    let context = |error: io::Error| Error::new(format!("write \"{command}\" to {}", path.display()), &error);
+    let mut file = File::options().write(true).open(&path).map_err(context)?;
+    let written = file.write(command.as_bytes()).map_err(context)?;
+    if written == command.len() {
+        Ok(())
+    } else {
+        Err(Error::strange(format!("write \"{command}\" to {}", path.display())))
+    }
+}
+
+/// The disks the module lists. It lists into one page, so with some 150 disks
+/// and more the rest is missing.
+pub fn devices(root: &Root) -> Result<Vec<Row>> {
+    Ok(parse_devices(&root.text(DEVICES)?))
+}
+
+fn parse_devices(text: &str) -> Vec<Row> {
+    // A last line without its newline was cut by the end of the page.
+    text.split_inclusive('\n').filter_map(|line| parse_row(line.strip_suffix('\n')?)).collect()
+}
+
+fn parse_row(line: &str) -> Option<Row> {
+    let mut fields = line.split('\t');
+    let number = fields.next()?.strip_prefix("rd")?.parse().ok()?;
+    let size = fields.next()?.parse().ok()?;
+    let _errors: u64 = fields.next()?.parse().ok()?;
+    let used = fields.next()?.parse().ok()?;
+    Some(Row { number, size, used })
+}
+
+/// How many disks the module accepts (its parameter `rd_max_nr`).
+pub fn max_disks(root: &Root) -> u32 {
+    let stated = |text: String| {
+        let (_, after) = text.split_once("Maximum Number of Attachable Devices: ")?;
+        after.split_whitespace().next()?.parse().ok()
+    };
+    root.text(MGMT).ok().and_then(stated).unwrap_or(DEFAULT_MAX)
+}
+
+/// The sector behind the highest one written since the disk was made or
+/// flushed; 0 if none was.
+pub fn highest_sector(disk: &File) -> Result<u64> {
+    // SAFETY: the module writes one u64 at the pointer (IOCTL_RD_GET_STATS).
+    unsafe { ioctl(disk.as_fd(), Getter::<HIGHEST_SECTOR, u64>::new()) }
+        .map_err(|errno| Error::new("ioctl 0x0529 (highest sector)", &errno.into()))
+}
+
+/// Pages of memory the disk holds.
+pub fn pages_in_use(disk: &File) -> Result<u64> {
+    // SAFETY: the module writes one u64 at the pointer (IOCTL_RD_GET_USAGE).
+    unsafe { ioctl(disk.as_fd(), Getter::<PAGES_IN_USE, u64>::new()) }
+        .map_err(|errno| Error::new("ioctl 0x0530 (pages in use)", &errno.into()))
+}
+
+/// Frees every page of the disk. EBUSY with a second opener; the module's two
+/// counters are reset even then, so the caller looks for users first.
+pub fn free_pages(disk: &File) -> Result<()> {
+    // SAFETY: IOCTL_RD_BLKFLSBUF ignores its argument.
+    unsafe { ioctl(disk.as_fd(), NoArg::<FREE_PAGES>::new()) }
+        .map_err(|errno| Error::new("ioctl 0x0531 (free pages)", &errno.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_device_list_is_read() {
+        let text = "Device\tSize\tErrors\tUsed\nrd0\t67108864\t0\t4096\nrd12\t1048576\t3\t0\n";
+        assert_eq!(
+            parse_devices(text),
+            [Row { number: 0, size: 67108864, used: 4096 }, Row { number: 12, size: 1048576, used: 0 }]
+        );
+    }
+
+    #[test]
+    fn a_list_cut_by_the_end_of_its_page_loses_the_cut_line_only() {
+        let text = "Device\tSize\tErrors\tUsed\nrd0\t67108864\t0\t4096\nrd1\t67108864\t0\t40";
+        assert_eq!(parse_devices(text), [Row { number: 0, size: 67108864, used: 4096 }]);
+    }
+
+    #[test]
+    fn the_number_of_disks_comes_from_mgmt() {
+        let dir = std::env::temp_dir().join(format!("rapiddiskd-mgmt-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("sys/kernel/rapiddisk")).unwrap();
+        let text = "RapidDisk 9.0.0\n\nMaximum Number of Attachable Devices: 77\n\
+                    Number of Attached Devices: 2\nMax Sectors (KB): 127\nNumber of Requests: 128\n";
+        std::fs::write(dir.join(MGMT), text).unwrap();
+        assert_eq!(max_disks(&Root::new(&dir)), 77);
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

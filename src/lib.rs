@@ -1,0 +1,3 @@
+//! `rapiddiskd` makes a Linux box a RAM-storage appliance.
+
+pub mod kernel;
