@@ -1,3 +1,4 @@
 //! `rapiddiskd` makes a Linux box a RAM-storage appliance.
 
 pub mod kernel;
+pub mod storage;

@@ -1,0 +1,168 @@
+//! The machine: its memory and its real disks.
+
+use super::{Result, Storage};
+use crate::kernel::block::SECTOR;
+use crate::kernel::proc::{self, Memory};
+
+/// What the machine has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resources {
+    /// Its memory.
+    pub memory: Memory,
+    /// Its disks, in natural order.
+    pub disks: Vec<Disk>,
+}
+
+/// A whole disk with a device behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// The kernel's name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The vendor, where the kernel has one.
+    pub vendor: Option<String>,
+    /// The model, where the kernel has one.
+    pub model: Option<String>,
+}
+
+impl Storage {
+    /// Memory and disks.
+    pub fn resources(&self) -> Result<Resources> {
+        let names = self.root.names("sys/block")?;
+        let mut disks: Vec<_> = names.into_iter().filter_map(|name| self.disk(name)).collect();
+        disks.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
+        Ok(Resources { memory: proc::memory(&self.root)?, disks })
+    }
+
+    /// The disk of that name, if it is a real one.
+    fn disk(&self, name: String) -> Option<Disk> {
+        let dir = format!("sys/block/{name}");
+        let is_real = if name.starts_with("loop") {
+            // An attached loop device has this directory.
+            self.root.exists(format!("{dir}/loop"))
+        } else {
+            let is_pathless = ["pmem", "md"].iter().any(|kind| name.starts_with(kind));
+            is_pathless || self.root.exists(format!("{dir}/device"))
+        };
+        // A path of a multipath NVMe disk is not a disk of its own.
+        if !is_real || self.root.number(format!("{dir}/hidden")) == Some(1) {
+            return None;
+        }
+        let size = self.root.number(format!("{dir}/size"))?.checked_mul(SECTOR)?;
+        let is_removable = self.root.number(format!("{dir}/removable")) == Some(1);
+        // No medium in the drive, no array behind the number.
+        if size == 0 && (is_removable || name.starts_with("sr") || name.starts_with("md")) {
+            return None;
+        }
+        let identity =
+            |part| self.root.attribute(format!("{dir}/device/{part}")).filter(|text| !text.is_empty());
+        Some(Disk { vendor: identity("vendor"), model: identity("model"), size, name })
+    }
+}
+
+/// A key that sorts `sd2` before `sd10`: numbers by value, the rest as text.
+fn natural(name: &str) -> Vec<(usize, &str)> {
+    let mut key = Vec::new();
+    let mut rest = name;
+    while !rest.is_empty() {
+        let is_digit = |c: char| c.is_ascii_digit();
+        let starts_with_digit = rest.starts_with(is_digit);
+        let end = rest.find(|c| is_digit(c) != starts_with_digit).unwrap_or(rest.len());
+        let (run, after) = rest.split_at(end);
+        // Of two numbers the one with more digits is larger, leading zeros aside.
+        let number = run.trim_start_matches('0');
+        key.push(if starts_with_digit { (number.len(), number) } else { (0, run) });
+        rest = after;
+    }
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::super::MemoryLimit;
+    use super::*;
+    use crate::kernel::Root;
+
+    /// A directory that stands in for the kernel's.
+    struct Tree(PathBuf);
+
+    impl Tree {
+        fn new(name: &str) -> Tree {
+            let dir = std::env::temp_dir().join(format!("rapiddiskd-{name}-{}", std::process::id()));
+            fs::create_dir_all(&dir).unwrap();
+            Tree(dir)
+        }
+
+        fn put(&self, path: &str, text: &str) {
+            let path = self.0.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+    }
+
+    impl Drop for Tree {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn only_real_disks_are_listed() {
+        let tree = Tree::new("resources");
+        tree.put("proc/meminfo", "MemTotal: 2048 kB\nMemFree: 1024 kB\n");
+        let disk = |name: &str, sectors: &str| tree.put(&format!("sys/block/{name}/size"), sectors);
+        for name in [
+            "sdb",
+            "sda",
+            "sdaa",
+            "nvme0n1",
+            "nvme0c0n1",
+            "vda",
+            "sr0",
+            "sr1",
+            "md0",
+            "md1",
+            "pmem0",
+            "zram0",
+        ] {
+            disk(name, if ["sr0", "md1"].contains(&name) { "0\n" } else { "2048\n" });
+        }
+        for name in ["rd0", "ram0", "dm-0", "loop0", "loop1"] {
+            disk(name, "2048\n");
+        }
+        for name in ["sdb", "sda", "sdaa", "nvme0n1", "nvme0c0n1", "vda", "sr0", "sr1"] {
+            tree.put(&format!("sys/block/{name}/device/type"), "0\n");
+        }
+        tree.put("sys/block/sda/device/vendor", "ATA     \n");
+        tree.put("sys/block/sda/device/model", "VBOX HARDDISK   \n");
+        tree.put("sys/block/nvme0c0n1/hidden", "1\n");
+        tree.put("sys/block/sr0/removable", "1\n");
+        tree.put("sys/block/loop1/loop/backing_file", "/image\n");
+        let storage = Storage::new(Root::new(&tree.0), MemoryLimit::Percent(100));
+        let resources = storage.resources().unwrap();
+        assert_eq!(resources.memory, Memory { total: 2048 * 1024, free: 1024 * 1024 });
+        let names: Vec<_> = resources.disks.iter().map(|disk| disk.name.as_str()).collect();
+        assert_eq!(names, ["loop1", "md0", "nvme0n1", "pmem0", "sda", "sdaa", "sdb", "sr1", "vda"]);
+        let sda = resources.disks.iter().find(|disk| disk.name == "sda").unwrap();
+        assert_eq!(sda.size, 2048 * 512);
+        assert_eq!(sda.vendor.as_deref(), Some("ATA"));
+        assert_eq!(sda.model.as_deref(), Some("VBOX HARDDISK"));
+        let nvme = resources.disks.iter().find(|disk| disk.name == "nvme0n1").unwrap();
+        assert_eq!((&nvme.vendor, &nvme.model), (&None, &None));
+    }
+
+    #[test]
+    fn numbers_sort_by_value() {
+        let mut names =
+            ["sdb", "loop10", "loop2", "nvme10n1", "nvme2n1", "nvme2n10", "nvme2n9", "sda", "loop002"];
+        names.sort_by_key(|name| natural(name));
+        assert_eq!(
+            names,
+            ["loop2", "loop002", "loop10", "nvme2n1", "nvme2n9", "nvme2n10", "nvme10n1", "sda", "sdb"]
+        );
+    }
+}

@@ -1,0 +1,170 @@
+//! Who uses a block device. Everything destructive asks here, while it holds the
+//! device's key.
+
+use std::fmt;
+use std::fs::File;
+use std::path::Path;
+
+use rustix::io::Errno;
+
+use super::{Error, PROBING, Result, wait_until};
+use crate::kernel::block::{self, Dev};
+use crate::kernel::{self, Root, nvmet, proc};
+
+/// Somebody who uses a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum User {
+    /// A mounted file system.
+    Mount {
+        /// Where it is mounted.
+        on: String,
+        /// Whether nobody can write through it.
+        read_only: bool,
+    },
+    /// Swap space.
+    Swap,
+    /// A cache mapping of ours, or another device stacked on it.
+    Holder(String),
+    /// A loop device that it backs.
+    Loop(String),
+    /// An NVMe namespace.
+    Namespace {
+        /// The subsystem.
+        nqn: String,
+        /// The namespace's id.
+        id: u32,
+    },
+    /// NVMe targets that configfs, unmounted, does not show.
+    HiddenTargets,
+    /// A process that has it open.
+    Process {
+        /// Its name.
+        name: String,
+        /// Its id.
+        pid: u32,
+    },
+    /// Something in the kernel that claimed it for itself.
+    Claim,
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            User::Mount { on, .. } => write!(f, "is mounted on {on}; unmount it first"),
+            User::Swap => write!(f, "is used as swap; swap it off first"),
+            User::Holder(name) if name.starts_with("rc-") => {
+                write!(f, "is mapped by the cache {name}; remove that first")
+            }
+            User::Holder(name) => write!(f, "is held by {name}; remove that first"),
+            User::Loop(name) => write!(f, "backs {name}; detach that first"),
+            User::Namespace { nqn, id } => write!(f, "is namespace {id} of {nqn}; end that export first"),
+            User::HiddenTargets => write!(
+                f,
+                "may be exported over NVMe: nvmet has targets, but configfs is not mounted; \
+                 mount it first (mount -t configfs none /sys/kernel/config)"
+            ),
+            User::Process { name, pid } => write!(f, "is open in {name} (pid {pid}); end that first"),
+            User::Claim => write!(f, "is claimed by another part of the kernel; release it there first"),
+        }
+    }
+}
+
+/// The users of a device and of its partitions, each once, the most telling first.
+pub fn users(root: &Root, dev: Dev) -> Result<Vec<User>> {
+    let mut devs = block::partitions(root, dev)?;
+    devs.insert(0, dev);
+    let mut users = mounts(root, &devs)?;
+    if proc::swaps(root).iter().any(|swap| devs.contains(swap)) {
+        users.push(User::Swap);
+    }
+    for &dev in &devs {
+        users.extend(block::holders(root, dev)?.iter().map(|name| User::Holder(shown_name(root, name))));
+    }
+    users.extend(loops(root, &devs)?);
+    users.extend(namespaces(root, &devs)?);
+    let openers = proc::openers(root, &devs)?;
+    users.extend(openers.into_iter().map(|opener| User::Process { name: opener.name, pid: opener.pid }));
+    Ok(users)
+}
+
+/// Claims a device exclusively and makes sure that nobody uses it. While the file
+/// is held nobody can mount it, swap on it or stack a device on it.
+pub fn claim_unused(root: &Root, dev: Dev, name: &str, access: block::Access) -> Result<File> {
+    let mut outcome = Err(in_use(name, &User::Claim));
+    wait_until(PROBING, || {
+        let claimed = block::open(&block::node(root, name), access);
+        let users = users(root, dev);
+        let is_probed = users.as_ref().is_ok_and(|users| users.first().is_some_and(is_probe));
+        outcome = unused(name, claimed, users);
+        !is_probed
+    });
+    outcome
+}
+
+fn unused(name: &str, claimed: kernel::Result<File>, users: Result<Vec<User>>) -> Result<File> {
+    if let Some(user) = users?.first() {
+        return Err(in_use(name, user));
+    }
+    claimed.map_err(|error| match error.is(Errno::BUSY) {
+        true => in_use(name, &User::Claim),
+        false => Error::Kernel(format!("cannot open {name}"), error),
+    })
+}
+
+/// udev's rules look into a device that has just changed, and are gone a moment later.
+fn is_probe(user: &User) -> bool {
+    matches!(user, User::Process { name, .. } if name.contains("udev"))
+}
+
+/// The refusal that names the user.
+pub fn in_use(name: impl fmt::Display, user: &User) -> Error {
+    Error::Conflict(format!("{name} {user}"))
+}
+
+fn mounts(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
+    let is_ours = |mount: &proc::Mount| {
+        // btrfs and the like have a device number of their own: there the source tells.
+        devs.contains(&mount.dev)
+            || (mount.source.starts_with("/dev/")
+                && block::dev_of_node(Path::new(&mount.source)).is_some_and(|dev| devs.contains(&dev)))
+    };
+    let mounts = proc::mounts(root)?.into_iter().filter(is_ours);
+    Ok(mounts.map(|mount| User::Mount { on: mount.on, read_only: mount.read_only }).collect())
+}
+
+fn loops(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
+    let mut found = Vec::new();
+    for name in root.names("sys/block")?.into_iter().filter(|name| name.starts_with("loop")) {
+        // Only an attached loop device has the directory. Asking the device itself
+        // would mean to open it, which may be what keeps it alive.
+        let Some(file) = root.attribute(format!("sys/block/{name}/loop/backing_file")) else { continue };
+        if block::dev_of_node(Path::new(&file)).is_some_and(|dev| devs.contains(&dev)) {
+            found.push(User::Loop(name));
+        }
+    }
+    Ok(found)
+}
+
+fn namespaces(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
+    let found = exports(root, devs)?;
+    let hidden = found.is_empty() && nvmet::is_hidden(root);
+    Ok(if hidden { vec![User::HiddenTargets] } else { found })
+}
+
+/// The NVMe namespaces that export one of the devices, enabled or not.
+pub fn exports(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
+    let mut found = Vec::new();
+    for subsystem in nvmet::subsystems(root)? {
+        for namespace in subsystem.namespaces {
+            if block::dev_of_node(Path::new(&namespace.device)).is_some_and(|dev| devs.contains(&dev)) {
+                found.push(User::Namespace { nqn: subsystem.nqn.clone(), id: namespace.id });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// A device-mapper device is known by its own name rather than as `dm-3`.
+pub fn shown_name(root: &Root, kernel_name: &str) -> String {
+    root.attribute(format!("sys/block/{kernel_name}/dm/name")).unwrap_or_else(|| kernel_name.to_owned())
+}
