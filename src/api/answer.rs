@@ -1,0 +1,253 @@
+//! The JSON shapes of the API, and the one place where an error becomes a status.
+
+use std::fmt::Display;
+
+use serde_json::{Map, Value, json};
+
+use super::NoAction;
+use crate::http::{Answer, Header};
+use crate::storage::{CacheStats, Error, Port, Resources, Target, Volumes};
+
+/// The HTTP status of an error.
+pub fn status(error: &Error) -> u16 {
+    match error {
+        Error::Invalid(_) => 400,
+        Error::NotFound(_) => 404,
+        Error::Conflict(_) => 409,
+        Error::Kernel(..) | Error::NotUndone(..) => 500,
+        Error::Unavailable(_) => 503,
+        Error::NoMemory(_) => 507,
+    }
+}
+
+/// An answer with a JSON body.
+pub fn json(status: u16, body: &Value) -> Answer {
+    let mut text = body.to_string();
+    // For the terminal of whoever uses curl.
+    text.push('\n');
+    Answer::from_data(text).with_status_code(status).with_header(header("Content-Type", "application/json"))
+}
+
+/// The answer to a request that failed.
+pub fn failed(status: u16, message: &str) -> Answer {
+    json(status, &json!({"status": "Failed", "message": message}))
+}
+
+/// The answer to a request that is no action.
+pub fn no_action(why: &NoAction) -> Answer {
+    match why {
+        NoAction::Invalid(message) => failed(400, message),
+        NoAction::NoPath(message) => failed(404, message),
+        NoAction::NoMethod(allowed) => {
+            failed(405, &format!("this path takes {allowed}")).with_header(header("Allow", allowed))
+        }
+    }
+}
+
+fn header(field: &str, value: &str) -> Header {
+    Header::from_bytes(field, value).expect("both are literals in this file")
+}
+
+/// The body for a change that was made.
+pub fn done(message: String) -> Value {
+    json!({"status": "Success", "message": message})
+}
+
+/// The same, with what was made as a field of its own.
+pub fn made(field: &str, name: &impl Display, message: String) -> Value {
+    let mut body = done(message);
+    body[field] = Value::String(name.to_string());
+    body
+}
+
+/// `listAllResources`.
+pub fn resources(resources: &Resources) -> Value {
+    let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "UNAVAILABLE".to_owned());
+    let disk = |disk: &crate::storage::Disk| {
+        json!({
+            "device": disk.name, "size": disk.size, "vendor": known(&disk.vendor), "model": known(&disk.model)
+        })
+    };
+    let memory = json!([{"mem_total": resources.memory.total, "mem_free": resources.memory.free}]);
+    let disks: Vec<_> = resources.disks.iter().map(disk).collect();
+    json!({"resources": [{"memory": memory}, {"volumes": disks}]})
+}
+
+/// `listRapidDiskVolumes`.
+pub fn volumes(volumes: &Volumes) -> Value {
+    let disk = |disk: &crate::storage::RamDisk| {
+        json!({
+            "device": disk.name.to_string(),
+            "size": disk.size,
+            "usage": disk.usage,
+            "status": if disk.locked { "locked" } else { "unlocked" },
+        })
+    };
+    let cache = |cache: &crate::storage::Cache| {
+        json!({
+            "device": cache.name.to_string(),
+            "cache": cache.disk,
+            "source": cache.source,
+            "mode": cache.policy.as_str(),
+        })
+    };
+    let disks: Vec<_> = volumes.disks.iter().map(disk).collect();
+    let caches: Vec<_> = volumes.caches.iter().map(cache).collect();
+    json!({"volumes": [{"rapiddisk": disks}, {"rapiddisk_cache": caches}]})
+}
+
+/// `showRapidDiskCacheStats`.
+pub fn cache_stats(stats: &CacheStats) -> Value {
+    let mut fields = Map::new();
+    fields.insert("device".into(), stats.name.to_string().into());
+    fields.extend(stats.counters.iter().map(|&(name, count)| (name.to_owned(), count.into())));
+    json!({"statistics": [{"cache_stats": [fields]}]})
+}
+
+/// `listAllNVMeTargets`: the reference's two lists, and in each target who may
+/// connect and where.
+pub fn targets(targets: &[Target], ports: &[Port]) -> Value {
+    let target = |target: &Target| {
+        let hosts: Vec<_> = target.allowed_hosts.iter().map(|host| json!({"host": host})).collect();
+        json!({
+            "nqn": target.nqn,
+            "namespace": target.namespace.id,
+            "device": target.namespace.device,
+            "enabled": if target.namespace.enabled { "true" } else { "false" },
+            "allowed_hosts": hosts,
+            "assigned_ports": target.ports.iter().map(port).collect::<Vec<_>>(),
+        })
+    };
+    let link = |at: &Port, nqn: &String| {
+        let mut link = port(at);
+        link["nqn"] = json!(nqn);
+        link
+    };
+    let links = ports.iter().flat_map(|port| port.subsystems.iter().map(move |nqn| link(port, nqn)));
+    json!({"targets": [
+        {"nvmet_targets": targets.iter().map(target).collect::<Vec<_>>()},
+        {"nvmet_ports": links.collect::<Vec<_>>()},
+    ]})
+}
+
+/// `listAllNVMePorts`.
+pub fn ports(ports: &[Port]) -> Value {
+    json!({"targets": [{"nvmet_ports": ports.iter().map(port).collect::<Vec<_>>()}]})
+}
+
+fn port(port: &Port) -> Value {
+    let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "UNDEFINED".to_owned());
+    json!({"port": port.id, "address": known(&port.address), "protocol": known(&port.protocol)})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::nvmet::Namespace;
+    use crate::kernel::proc::Memory;
+    use crate::storage::{Cache, CacheName, Disk, DiskName, Policy, RamDisk};
+
+    /// The example texts of the API reference, word for word.
+    #[test]
+    fn the_shapes_are_those_of_the_reference() {
+        let memory = Memory { total: 2084130816, free: 229003264 };
+        let disk = Disk {
+            name: "sda".into(),
+            size: 26843545600,
+            vendor: Some("ATA".into()),
+            model: Some("VBOX".into()),
+        };
+        assert_eq!(
+            resources(&Resources { memory, disks: vec![disk] }),
+            json!({"resources": [
+                {"memory": [{"mem_total": 2084130816u64, "mem_free": 229003264}]},
+                {"volumes": [{"device": "sda", "size": 26843545600u64, "vendor": "ATA", "model": "VBOX"}]},
+            ]})
+        );
+        let disk = |number, usage, locked| RamDisk { name: DiskName(number), size: 67108864, usage, locked };
+        let cache = Cache {
+            name: CacheName::parse("rc-wa_loop7").unwrap(),
+            disk: "rd0".into(),
+            source: "loop7".into(),
+            policy: Policy::WriteAround,
+        };
+        assert_eq!(
+            volumes(&Volumes {
+                disks: vec![disk(0, 65536, false), disk(1, 4096, true)],
+                caches: vec![cache]
+            }),
+            json!({"volumes": [
+                {"rapiddisk": [
+                    {"device": "rd0", "size": 67108864, "usage": 65536, "status": "unlocked"},
+                    {"device": "rd1", "size": 67108864, "usage": 4096, "status": "locked"},
+                ]},
+                {"rapiddisk_cache": [
+                    {"device": "rc-wa_loop7", "cache": "rd0", "source": "loop7", "mode": "write-around"},
+                ]},
+            ]})
+        );
+        let stats = CacheStats {
+            name: CacheName::parse("rc-wb_sdd").unwrap(),
+            counters: vec![
+                ("errors", 0),
+                ("num_blocks", 16320),
+                ("num_free_blocks", 16320),
+                ("num_wb_blocks", 0),
+            ],
+        };
+        assert_eq!(
+            cache_stats(&stats),
+            json!({"statistics": [{"cache_stats": [
+                {"device": "rc-wb_sdd", "errors": 0, "num_blocks": 16320, "num_free_blocks": 16320, "num_wb_blocks": 0}
+            ]}]})
+        );
+    }
+
+    #[test]
+    fn targets_have_both_shapes_that_clients_know() {
+        let port = |id, address: Option<&str>| Port {
+            id,
+            address: address.map(str::to_owned),
+            protocol: address.map(|_| "tcp".to_owned()),
+            subsystems: vec!["rd1-test".into()],
+        };
+        let ports_there = vec![port(1, Some("10.0.0.185")), port(2, None)];
+        let target = Target {
+            nqn: "rd1-test".into(),
+            namespace: Namespace { id: 1, device: "/dev/rd1".into(), enabled: true },
+            allowed_hosts: vec!["nqn.host".into()],
+            ports: ports_there[..1].to_vec(),
+        };
+        assert_eq!(
+            targets(&[target], &ports_there),
+            json!({"targets": [
+                {"nvmet_targets": [{
+                    "nqn": "rd1-test", "namespace": 1, "device": "/dev/rd1", "enabled": "true",
+                    "allowed_hosts": [{"host": "nqn.host"}],
+                    "assigned_ports": [{"port": 1, "address": "10.0.0.185", "protocol": "tcp"}],
+                }]},
+                {"nvmet_ports": [
+                    {"port": 1, "address": "10.0.0.185", "protocol": "tcp", "nqn": "rd1-test"},
+                    {"port": 2, "address": "UNDEFINED", "protocol": "UNDEFINED", "nqn": "rd1-test"},
+                ]},
+            ]})
+        );
+        assert_eq!(
+            ports(&ports_there[..1]),
+            json!({"targets": [{"nvmet_ports": [{"port": 1, "address": "10.0.0.185", "protocol": "tcp"}]}]})
+        );
+    }
+
+    #[test]
+    fn each_error_has_its_status() {
+        let text = || "x".to_owned();
+        let kernel = || crate::kernel::Error { what: text(), errno: 5 };
+        assert_eq!(status(&Error::Invalid(text())), 400);
+        assert_eq!(status(&Error::NotFound(text())), 404);
+        assert_eq!(status(&Error::Conflict(text())), 409);
+        assert_eq!(status(&Error::Kernel(text(), kernel())), 500);
+        assert_eq!(status(&Error::NotUndone(Box::new(Error::Conflict(text())), vec![])), 500);
+        assert_eq!(status(&Error::Unavailable(text())), 503);
+        assert_eq!(status(&Error::NoMemory(text())), 507);
+    }
+}

@@ -1,0 +1,98 @@
+//! The /v1 contract: requests become typed actions, actions are carried out by
+//! the storage layer, and what it says becomes JSON and a status.
+
+mod answer;
+mod route;
+
+pub use answer::status;
+pub use route::{Action, NoAction};
+
+use serde_json::{Value, json};
+
+use crate::http::{Answer, Method, Request, Service};
+use crate::storage::{Result, Storage};
+
+/// The API over the storage of this machine.
+pub struct Api {
+    storage: Storage,
+}
+
+impl Api {
+    /// An API over `storage`.
+    pub fn new(storage: Storage) -> Api {
+        Api { storage }
+    }
+
+    fn execute(&self, action: &Action) -> Result<Value> {
+        let storage = &self.storage;
+        Ok(match action {
+            Action::Status => json!({"status": "OK", "version": env!("CARGO_PKG_VERSION")}),
+            Action::Resources => answer::resources(&storage.resources()?),
+            Action::Volumes => answer::volumes(&storage.volumes()?),
+            Action::CacheStats(cache) => answer::cache_stats(&storage.cache_stats(cache)?),
+            Action::Targets => answer::targets(&storage.targets()?, &storage.ports()?),
+            Action::Ports => answer::ports(&storage.ports()?),
+            Action::CreateDisk(size) => {
+                let disk = storage.create_disk(*size)?;
+                answer::made("device", &disk, format!("{disk} has {} MiB", size.bytes() >> 20))
+            }
+            Action::ResizeDisk(disk, size) => {
+                storage.resize_disk(*disk, *size)?;
+                answer::done(format!("{disk} has {} MiB now", size.bytes() >> 20))
+            }
+            Action::FlushDisk(disk) => {
+                storage.flush_disk(*disk)?;
+                answer::done(format!("{disk} is empty"))
+            }
+            Action::RemoveDisk(disk) => {
+                storage.remove_disk(*disk)?;
+                answer::done(format!("{disk} is removed"))
+            }
+            Action::LockDisk(disk) => {
+                storage.lock_disk(*disk, true)?;
+                answer::done(format!("{disk} is read-only"))
+            }
+            Action::UnlockDisk(disk) => {
+                storage.lock_disk(*disk, false)?;
+                answer::done(format!("{disk} is read-write"))
+            }
+            Action::CreateCache(disk, source, policy) => {
+                let cache = storage.create_cache(*disk, source, *policy)?;
+                answer::made(
+                    "device",
+                    &cache,
+                    format!("{disk} caches {source}; use it as /dev/mapper/{cache}"),
+                )
+            }
+            Action::RemoveCache(cache) => {
+                storage.remove_cache(cache)?;
+                answer::done(format!("{cache} is removed"))
+            }
+        })
+    }
+}
+
+impl Service for Api {
+    fn is_change(&self, method: &Method, target: &str) -> bool {
+        Action::parse(method, target).is_ok_and(|action| action.is_change())
+    }
+
+    fn is_instant(&self, method: &Method, target: &str) -> bool {
+        // Neither touches the kernel.
+        matches!(Action::parse(method, target), Ok(Action::Status) | Err(_))
+    }
+
+    fn answer(&self, request: &Request) -> Answer {
+        match Action::parse(&request.method, &request.target) {
+            Ok(action) => match self.execute(&action) {
+                Ok(body) => answer::json(200, &body),
+                Err(error) => answer::failed(status(&error), &error.to_string()),
+            },
+            Err(no_action) => answer::no_action(&no_action),
+        }
+    }
+
+    fn refusal(&self, status: u16, message: &str) -> Answer {
+        answer::failed(status, message)
+    }
+}

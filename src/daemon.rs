@@ -1,0 +1,64 @@
+//! The daemon's life: start-up order, signals, shutdown.
+
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use log::{LevelFilter, error, info, warn};
+
+use crate::api::Api;
+use crate::args::Config;
+use crate::http::{Limits, Listen, Server, Wake};
+use crate::kernel::Root;
+use crate::kernel::signal::{self, Wanted};
+use crate::storage::Storage;
+
+/// Why the daemon ended other than as told.
+#[derive(Debug)]
+pub struct Error(String);
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Serves until SIGTERM or SIGINT.
+pub fn run(config: &Config) -> Result<(), Error> {
+    let level = match config.verbosity {
+        0 => LevelFilter::Info,
+        1 => LevelFilter::Debug,
+        _ => LevelFilter::Trace,
+    };
+    let logger = simple_logger::SimpleLogger::new().with_level(level);
+    logger.init().map_err(|error| Error(format!("cannot log: {error}")))?;
+    // One line for the log. A backtrace would cost memory for good, and names no
+    // more in a stripped binary.
+    std::panic::set_hook(Box::new(|panic| error!("{}", panic.to_string().escape_debug())));
+    let failed = |what: &str| {
+        let what = what.to_owned();
+        move |error: io::Error| Error(format!("{what}: {error}"))
+    };
+    let signals = signal::install().map_err(failed("cannot catch signals"))?;
+    let server = Server::bind(&[Listen::Tcp(config.address())], Limits::default())
+        .map_err(|error| Error(error.to_string()))?;
+    let storage = Storage::new(Root::new("/"), config.memory_limit);
+    for repaired in storage.recover() {
+        warn!("left by an earlier run: {repaired}");
+    }
+    for address in server.local_addrs() {
+        info!("listening on {address}");
+    }
+    server
+        .run(Arc::new(Api::new(storage)), signals.as_fd(), &mut || match signals.take() {
+            Wanted::Stop => Wake::Stop,
+            Wanted::Reload => Wake::Reload,
+            Wanted::Nothing => Wake::Continue,
+        })
+        .map_err(failed("the server failed"))?;
+    info!("stopped");
+    Ok(())
+}

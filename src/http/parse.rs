@@ -1,0 +1,201 @@
+//! From received bytes to a request, an error with a status code, or the wish for more bytes.
+//!
+//! `httparse` does the grammar; this module adds the bounds and the stricter rules. The outcome
+//! depends on the bytes alone, never on how they were split into reads: whatever is wrong first
+//! in the stream decides, and a longer buffer cannot turn an error into something else.
+
+use super::{Limits, Method};
+use std::mem::MaybeUninit;
+use std::str::FromStr;
+
+/// The most header fields a request may have, whatever the limits say.
+pub(super) const MOST_FIELDS: usize = 64;
+
+/// A body up to this length is read and dropped where none is wanted: a client that sends `{}`
+/// with a request has done nothing wrong.
+const IGNORED_BODY: usize = 1 << 10;
+
+/// A status code and a sentence for the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub status: u16,
+    pub message: &'static str,
+}
+
+/// A request's head, and how long it and its body are.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Head<'b> {
+    pub method: Method,
+    pub target: &'b str,
+    /// Whether the client may send another request on this connection.
+    pub keep_alive: bool,
+    pub head_length: usize,
+    pub body_length: usize,
+}
+
+/// What a buffer holds.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome<'b> {
+    /// No complete request yet, and nothing wrong so far.
+    Wait,
+    /// A complete request, head and body.
+    Request(Head<'b>),
+    /// Something that ends the connection.
+    Error(Refusal),
+}
+
+/// The longest a request may be: no more than this is ever buffered of one.
+pub(super) fn longest_request(limits: &Limits) -> usize {
+    limits.head_bytes + limits.body_bytes.max(IGNORED_BODY)
+}
+
+/// Looks at the start of `buffer`, which begins where a request begins.
+pub(super) fn parse<'b>(buffer: &'b [u8], limits: &Limits) -> Outcome<'b> {
+    match head(buffer, limits) {
+        Ok(Some(head)) if buffer.len() < head.head_length + head.body_length => Outcome::Wait,
+        Ok(Some(head)) => Outcome::Request(head),
+        Ok(None) => Outcome::Wait,
+        Err(refusal) => Outcome::Error(refusal),
+    }
+}
+
+fn refuse<T>(status: u16, message: &'static str) -> Result<T, Refusal> {
+    Err(Refusal { status, message })
+}
+
+fn head<'b>(buffer: &'b [u8], limits: &Limits) -> Result<Option<Head<'b>>, Refusal> {
+    let window = &buffer[..buffer.len().min(limits.head_bytes)];
+    // httparse sees no further than the first byte that breaks one of our own rules, so that an
+    // earlier fault is found first and a later one does not matter.
+    let (end, fault) = first_fault(window, limits);
+    let text = &window[..end];
+    let mut fields = [const { MaybeUninit::uninit() }; MOST_FIELDS];
+    let fields = &mut fields[..limits.header_fields.min(MOST_FIELDS)];
+    let mut request = httparse::Request::new(&mut []);
+    match request.parse_with_uninit_headers(text, fields) {
+        Ok(httparse::Status::Complete(length)) => understand(&request, length, limits).map(Some),
+        Ok(httparse::Status::Partial) => match fault {
+            Some(fault) => Err(fault),
+            None if window.len() == limits.head_bytes => {
+                refuse(431, "The request line and header fields are too long.")
+            }
+            None => Ok(None),
+        },
+        Err(error) => Err(explain(error, text)),
+    }
+}
+
+/// How many bytes precede the first fault that httparse would let pass, and what it is.
+fn first_fault(window: &[u8], limits: &Limits) -> (usize, Option<Refusal>) {
+    if matches!(window.first(), Some(b'\r' | b'\n')) {
+        return (0, Some(Refusal { status: 400, message: "The request starts with an empty line." }));
+    }
+    let is_bare = |&(at, &byte): &(usize, &u8)| byte == b'\n' && window[at - 1] != b'\r';
+    let bare = window.iter().enumerate().find(is_bare).map(|(at, _)| at);
+    let target = window.iter().position(|&byte| byte == b' ').map(|at| at + 1);
+    let too_long = target.and_then(|start| {
+        let end = start + limits.target_bytes + 1;
+        let ends = |byte: &u8| matches!(byte, b' ' | b'\r' | b'\n');
+        (window.len() >= end && !window[start..end].iter().any(ends)).then_some(end)
+    });
+    let bare = bare.map(|at| (at, 400, "A line ends without CR."));
+    let too_long = too_long.map(|at| (at, 414, "The request target is too long."));
+    match bare.into_iter().chain(too_long).min() {
+        Some((at, status, message)) => (at, Some(Refusal { status, message })),
+        None => (window.len(), None),
+    }
+}
+
+fn explain(error: httparse::Error, text: &[u8]) -> Refusal {
+    use httparse::Error;
+    let (status, message) = match error {
+        Error::TooManyHeaders => (431, "The request has too many header fields."),
+        Error::Version => {
+            let version = text.split(|&byte| byte == b' ').nth(2);
+            if version.is_some_and(|version| version.starts_with(b"HTTP/")) {
+                (505, "This server speaks HTTP/1.1 and HTTP/1.0.")
+            } else {
+                (400, "The request line is not METHOD, target and HTTP version.")
+            }
+        }
+        Error::HeaderName => (400, "A header field's name is malformed."),
+        Error::HeaderValue => (400, "A header field's value has a character that may not be there."),
+        Error::NewLine | Error::Token | Error::Status => {
+            (400, "The request line is not METHOD, target and HTTP version.")
+        }
+    };
+    Refusal { status, message }
+}
+
+/// What the fields of a complete head mean.
+fn understand<'b>(
+    request: &httparse::Request<'_, 'b>,
+    head_length: usize,
+    limits: &Limits,
+) -> Result<Head<'b>, Refusal> {
+    let method = Method::from_str(request.method.unwrap_or_default());
+    let target = request.path.unwrap_or_default();
+    let Ok(method) = method else {
+        return refuse(400, "The method is not a word.");
+    };
+    if !target.starts_with('/') || !target.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return refuse(400, "The request target is not a path in printable ASCII.");
+    }
+    let newer = request.version == Some(1);
+    let mut host = None;
+    let mut length = None;
+    let mut close = false;
+    let mut stay = newer;
+    for field in request.headers.iter() {
+        let is = |name: &str| field.name.eq_ignore_ascii_case(name);
+        if is("host") {
+            if host.replace(field.value).is_some() {
+                return refuse(400, "The request has more than one Host.");
+            }
+            if !field.value.iter().all(|&byte| is_host_byte(byte)) {
+                return refuse(400, "The Host is malformed.");
+            }
+        } else if is("content-length") {
+            if length.replace(content_length(field.value)?).is_some() {
+                return refuse(400, "The request has more than one Content-Length.");
+            }
+        } else if is("transfer-encoding") {
+            return refuse(501, "Transfer-Encoding is not supported; send a Content-Length.");
+        } else if is("expect") {
+            return refuse(417, "Expect is not supported.");
+        } else if is("connection") {
+            for option in field.value.split(|&byte| byte == b',') {
+                let option = option.trim_ascii();
+                if option.eq_ignore_ascii_case(b"close") {
+                    close = true;
+                } else if option.eq_ignore_ascii_case(b"keep-alive") {
+                    stay = true;
+                }
+            }
+        }
+    }
+    if newer && host.is_none() {
+        return refuse(400, "The request has no Host.");
+    }
+    let body_length = length.unwrap_or(0);
+    if body_length > limits.body_bytes.max(IGNORED_BODY) {
+        return refuse(413, "The body is too long.");
+    }
+    Ok(Head { method, target, keep_alive: stay && !close, head_length, body_length })
+}
+
+fn is_host_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~:[]".contains(&byte)
+}
+
+/// A length too large for `usize` is too large for any bound as well.
+fn content_length(value: &[u8]) -> Result<usize, Refusal> {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return refuse(400, "The Content-Length is not a number.");
+    }
+    let digit = |total: usize, &byte: &u8| total.saturating_mul(10).saturating_add(usize::from(byte - b'0'));
+    Ok(value.iter().fold(0, digit))
+}
+
+#[cfg(test)]
+mod tests;

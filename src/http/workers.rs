@@ -1,0 +1,277 @@
+//! The fixed pool of threads that run the handlers.
+//!
+//! A worker writes its answer to the socket itself, since the socket takes it at once in nearly
+//! every case, and then says so in a list that the I/O thread reads. It rings the I/O thread's
+//! bell only where that thread must act: see [`Line`].
+
+use super::render::render;
+use super::{Answer, Request, Service};
+use rustix::fd::OwnedFd;
+use rustix::net::{SendFlags, send};
+use std::collections::VecDeque;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Instant;
+
+/// Handlers do little on the stack; eight of these cost no memory until they are touched.
+const STACK: usize = 512 << 10;
+
+/// A worker has the connection's request, and nobody waits for the end of it.
+const RUNNING: u8 = 0;
+/// A worker has the connection's request, and the I/O thread wants its bell rung at the end.
+const AWAITED: u8 = 1;
+/// No worker has anything of this connection.
+const DONE: u8 = 2;
+
+/// A connection's socket, held by the I/O thread and, while a request of it is being answered, by
+/// one worker.
+///
+/// The two agree through `state` on whether the bell must be rung. In the common case it need
+/// not: the client takes its answer and sends the next request, and that wakes the I/O thread.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub socket: OwnedFd,
+    state: AtomicU8,
+}
+
+impl Line {
+    pub fn new(socket: OwnedFd) -> Line {
+        Line { socket, state: AtomicU8::new(DONE) }
+    }
+
+    /// Before the hand-over to a worker: whether its end is awaited from the start.
+    fn start(&self, awaited: bool) {
+        self.state.store(if awaited { AWAITED } else { RUNNING }, Ordering::Release);
+    }
+
+    /// Asks for the bell at the end. False if the worker is through already: its result is in the
+    /// list then, and no bell may come.
+    pub fn wait_for_end(&self) -> bool {
+        let swap = self.state.compare_exchange(RUNNING, AWAITED, Ordering::AcqRel, Ordering::Acquire);
+        swap != Err(DONE)
+    }
+
+    /// After the result is in the list. True if the bell must be rung.
+    fn end(&self) -> bool {
+        self.state.swap(DONE, Ordering::AcqRel) == AWAITED
+    }
+
+    /// Writes what the socket takes now.
+    ///
+    /// # Errors
+    /// The connection is broken; `WouldBlock` and `Interrupted` count as nothing written.
+    pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match send(&self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Ok(length) => Ok(length),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(0),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// A request on its way to a worker.
+pub(super) struct Job {
+    pub token: u64,
+    pub line: Arc<Line>,
+    pub request: Request,
+    pub is_change: bool,
+    /// The connection ends with this answer.
+    pub close: bool,
+}
+
+/// What became of a job.
+pub(super) struct Done {
+    pub token: u64,
+    pub at: Instant,
+    /// The answer and how much of it is written; `None` if the connection broke, or no answer
+    /// could be made.
+    pub answer: Option<(Vec<u8>, usize)>,
+}
+
+/// The answer's bytes, whatever the handler does. A handler that panics is answered for with 500;
+/// `None` only if that fails as well.
+pub(super) fn respond(
+    service: &dyn Service,
+    head_only: bool,
+    close: bool,
+    answer: impl FnOnce() -> Answer,
+) -> Option<Vec<u8>> {
+    guard(|| render(answer(), head_only, close))
+        .or_else(|| guard(|| render(service.refusal(500, PANICKED), head_only, close)))
+}
+
+fn guard(make: impl FnOnce() -> io::Result<Vec<u8>>) -> Option<Vec<u8>> {
+    catch_unwind(AssertUnwindSafe(make)).ok()?.ok()
+}
+
+pub(super) const PANICKED: &str = "The daemon failed while it answered this request; its log says more.";
+
+struct Queue {
+    jobs: VecDeque<Job>,
+    idle: usize,
+    closed: bool,
+}
+
+struct Shared {
+    service: Arc<dyn Service>,
+    queue: Mutex<Queue>,
+    work: Condvar,
+    done: Mutex<Vec<Done>>,
+    bell: OwnedFd,
+    changes: AtomicUsize,
+}
+
+/// A panic of a handler never happens under these locks, so a poisoned one holds sound data.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The pool, as the I/O thread sees it.
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+    most_changes: usize,
+    most_queued: usize,
+}
+
+impl Pool {
+    /// Starts the workers, or as many of them as the system allows. `bell` is an eventfd that is
+    /// written when the I/O thread must look at [`Pool::take_done`].
+    ///
+    /// # Errors
+    /// Fewer than two threads could be started: one for reads and one for changes.
+    pub fn start(
+        service: Arc<dyn Service>,
+        bell: OwnedFd,
+        workers: usize,
+        changes: usize,
+        queue: usize,
+    ) -> io::Result<Pool> {
+        let shared = Arc::new(Shared {
+            service,
+            queue: Mutex::new(Queue { jobs: VecDeque::new(), idle: 0, closed: false }),
+            work: Condvar::new(),
+            done: Mutex::new(Vec::new()),
+            bell,
+            changes: AtomicUsize::new(0),
+        });
+        let mut pool = Pool { shared, most_changes: 0, most_queued: queue };
+        let wanted = workers.max(2);
+        let mut started = 0;
+        while started < wanted {
+            let shared = Arc::clone(&pool.shared);
+            let thread = thread::Builder::new().name(format!("worker-{started}")).stack_size(STACK);
+            match thread.spawn(move || work(&shared)) {
+                Ok(_) => started += 1,
+                Err(error) if started < 2 => {
+                    let message = format!("cannot start the two threads it takes at least: {error}");
+                    return Err(io::Error::new(error.kind(), message));
+                }
+                Err(error) => {
+                    log::warn!("running with {started} of {wanted} workers: {error}");
+                    break;
+                }
+            }
+        }
+        pool.most_changes = changes.clamp(1, started - 1);
+        Ok(pool)
+    }
+
+    /// Hands a request to a worker. `awaited`: the bell is rung at its end in any case.
+    ///
+    /// # Errors
+    /// Too much is waiting or changing already: the reason, as a sentence for the client.
+    pub fn submit(&self, job: Job, awaited: bool) -> Result<(), &'static str> {
+        let changes = &self.shared.changes;
+        // Only this thread adds, so nothing can come between the look and the addition.
+        if job.is_change && changes.load(Ordering::Acquire) >= self.most_changes {
+            return Err("As many changes as the daemon allows are under way; try again.");
+        }
+        let mut queue = lock(&self.shared.queue);
+        if queue.jobs.len() >= self.most_queued {
+            return Err("Too many requests are waiting; try again.");
+        }
+        if job.is_change {
+            changes.fetch_add(1, Ordering::AcqRel);
+        }
+        job.line.start(awaited);
+        queue.jobs.push_back(job);
+        let wake = queue.idle > 0;
+        drop(queue);
+        if wake {
+            self.shared.work.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Takes a request back that no worker has begun with.
+    pub fn cancel(&self, token: u64) -> bool {
+        let mut queue = lock(&self.shared.queue);
+        let Some(at) = queue.jobs.iter().position(|job| job.token == token) else {
+            return false;
+        };
+        if let Some(job) = queue.jobs.remove(at) {
+            job.line.end();
+            if job.is_change {
+                self.shared.changes.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+        true
+    }
+
+    /// Moves what the workers finished since the last call into `list`, which is empty.
+    pub fn take_done(&self, list: &mut Vec<Done>) {
+        std::mem::swap(&mut *lock(&self.shared.done), list);
+    }
+}
+
+/// The workers end once the queue is empty; one that is held by a handler ends after that.
+impl Drop for Pool {
+    fn drop(&mut self) {
+        lock(&self.shared.queue).closed = true;
+        self.shared.work.notify_all();
+    }
+}
+
+fn work(shared: &Shared) {
+    while let Some(job) = next_job(shared) {
+        let head_only = job.request.method == super::Method::Head;
+        let service = &*shared.service;
+        let bytes = respond(service, head_only, job.close, || service.answer(&job.request));
+        if job.is_change {
+            shared.changes.fetch_sub(1, Ordering::AcqRel);
+        }
+        let answer = bytes.and_then(|bytes| {
+            let written = job.line.write(&bytes).ok()?;
+            Some((bytes, written))
+        });
+        let unsent = answer.as_ref().is_none_or(|(bytes, written)| *written < bytes.len());
+        lock(&shared.done).push(Done { token: job.token, at: Instant::now(), answer });
+        if job.line.end() || unsent {
+            ring(&shared.bell);
+        }
+    }
+}
+
+fn next_job(shared: &Shared) -> Option<Job> {
+    let mut queue = lock(&shared.queue);
+    loop {
+        if let Some(job) = queue.jobs.pop_front() {
+            return Some(job);
+        }
+        if queue.closed {
+            return None;
+        }
+        queue.idle += 1;
+        queue = shared.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        queue.idle -= 1;
+    }
+}
+
+/// An eventfd's counter is only full after 2^64 - 2 rings, so a failure cannot come from that, and
+/// there is nothing to be done about any other.
+fn ring(bell: &OwnedFd) {
+    let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
+}
