@@ -10,8 +10,8 @@ use log::{LevelFilter, error, info, warn};
 use crate::api::Api;
 use crate::args::Config;
 use crate::http::{Limits, Listen, Server, Wake};
-use crate::kernel::Root;
 use crate::kernel::signal::{self, Wanted};
+use crate::kernel::{Root, process};
 use crate::storage::Storage;
 
 /// Why the daemon ended other than as told.
@@ -45,6 +45,8 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let signals = signal::install().map_err(failed("cannot catch signals"))?;
     let server = Server::bind(&[Listen::Tcp(config.address())], Limits::default())
         .map_err(|error| Error(error.to_string()))?;
+    // The ports are open, no thread but this one runs yet.
+    process::restrict().map_err(failed("cannot drop privileges"))?;
     let storage = Storage::new(Root::new("/"), config.memory_limit);
     for repaired in storage.recover() {
         warn!("left by an earlier run: {repaired}");

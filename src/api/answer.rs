@@ -144,7 +144,7 @@ fn port(port: &Port) -> Value {
 mod tests {
     use super::*;
     use crate::kernel::nvmet::Namespace;
-    use crate::kernel::proc::Memory;
+    use crate::kernel::process::Memory;
     use crate::storage::{Cache, CacheName, Disk, DiskName, Policy, RamDisk};
 
     /// The example texts of the API reference, word for word.

@@ -6,6 +6,7 @@ pub mod block;
 pub mod dm;
 pub mod nvmet;
 pub mod proc;
+pub mod process;
 pub mod rapiddisk;
 pub mod signal;
 
@@ -13,6 +14,8 @@ use std::fmt;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
 
 /// The largest kernel text that is read into memory, in bytes. A busy host's
 /// `mountinfo` is far below it.
@@ -48,8 +51,12 @@ impl Root {
     /// Reads a one-value attribute without the white space around it; `None`
     /// where there is no such file or the kernel has nothing to say.
     pub fn attribute(&self, below: impl AsRef<Path>) -> Option<String> {
-        let text = self.text(below).ok()?;
-        Some(text.trim().to_owned())
+        // One page at most, and complete in one read: sysfs(5).
+        let mut page = [0; 4096];
+        let file =
+            rustix::fs::open(self.path(below), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let length = rustix::io::read(&file, &mut page).ok()?;
+        Some(String::from_utf8_lossy(&page[..length]).trim().to_owned())
     }
 
     /// Reads a numeric attribute; `None` where there is none.

@@ -1,4 +1,4 @@
-//! What procfs tells: memory, mounts, swap, and which process has a block
+//! What procfs tells: mounts, swap, and which process has a block
 //! device open.
 
 use std::fs::File;
@@ -9,28 +9,6 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
 
 use super::block::{Dev, dev_of_node};
 use super::{Result, Root};
-
-/// Memory of the machine, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Memory {
-    /// `MemTotal`.
-    pub total: u64,
-    /// `MemFree`.
-    pub free: u64,
-}
-
-/// Reads `/proc/meminfo`.
-pub fn memory(root: &Root) -> Result<Memory> {
-    let text = root.text("proc/meminfo")?;
-    let bytes =
-        |label| meminfo(&text, label).ok_or(super::Error::strange(format!("{label} in /proc/meminfo")));
-    Ok(Memory { total: bytes("MemTotal:")?, free: bytes("MemFree:")? })
-}
-
-fn meminfo(text: &str, label: &str) -> Option<u64> {
-    let value = text.lines().find_map(|line| line.strip_prefix(label))?;
-    value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
 
 /// One mount of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,14 +129,6 @@ fn is_open_on(dir: BorrowedFd<'_>, fd: &str, devs: &[Dev]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn memory_is_in_bytes() {
-        let text = "MemTotal:        2035284 kB\nMemFree:          223636 kB\nMemAvailable: 1 kB\n";
-        assert_eq!(meminfo(text, "MemTotal:"), Some(2035284 * 1024));
-        assert_eq!(meminfo(text, "MemFree:"), Some(223636 * 1024));
-        assert_eq!(meminfo(text, "SwapFree:"), None);
-    }
 
     #[test]
     fn a_mount_is_read_with_its_escapes() {

@@ -5,7 +5,8 @@ use std::fs::File;
 use rustix::io::Errno;
 
 use super::locks::Key;
-use super::ramdisk::device_key;
+use super::names::natural;
+use super::ramdisk::{device_key, require_module};
 use super::undo::Undo;
 use super::usage;
 use super::{CacheName, DiskName, Error, Policy, Result, SourceName, Storage, node, retry_busy, stats};
@@ -64,7 +65,7 @@ impl Storage {
                 caches.push(Cache { policy: name.policy(), name, disk: parts.disk, source });
             }
         }
-        caches.sort_by(|a, b| a.name.cmp(&b.name));
+        caches.sort_by(|a, b| natural(a.name.as_dm().as_str()).cmp(&natural(b.name.as_dm().as_str())));
         Ok(caches)
     }
 
@@ -73,6 +74,7 @@ impl Storage {
         let name = CacheName::of(policy, source).ok_or_else(|| {
             Error::Invalid(format!("the name of {source} is too long for a cache in front of it"))
         })?;
+        require_module(&self.root)?;
         let (disk_dev, _) = self.existing(disk)?;
         let (source_dev, source_name) = self.source(source)?;
         let control = self.control()?;
@@ -144,13 +146,18 @@ impl Storage {
     }
 
     /// Repairs what a daemon that was killed in the middle of a change left: a
-    /// mapping of ours without a table goes, one left suspended runs on, and each
-    /// has its node. Returns what was done or could not be, a line each.
+    /// mapping of ours without a table goes, one left suspended runs on, each has
+    /// its node, and no node is left without its mapping. Returns what was done or
+    /// could not be, a line each.
     pub fn recover(&self) -> Vec<String> {
         let Ok(control) = Control::open(&self.root) else { return Vec::new() };
-        let listed = control.list().unwrap_or_default();
-        let names = listed.iter().filter_map(|listed| CacheName::parse(&listed.name));
-        names.filter_map(|name| self.recover_one(&control, &name)).collect()
+        let Ok(listed) = control.list() else { return Vec::new() };
+        let mapped: Vec<_> = listed.iter().filter_map(|listed| CacheName::parse(&listed.name)).collect();
+        let mut said: Vec<_> = mapped.iter().filter_map(|name| self.recover_one(&control, name)).collect();
+        for name in node::all(&self.root).into_iter().filter(|name| !mapped.contains(name)) {
+            said.push(tell(&name, "its node was removed", node::remove(&self.root, &name)));
+        }
+        said
     }
 
     fn recover_one(&self, control: &Control, name: &CacheName) -> Option<String> {
@@ -167,10 +174,7 @@ impl Storage {
         } else {
             return None;
         };
-        Some(match outcome {
-            Ok(()) => format!("{name}: {done}"),
-            Err(error) => format!("{name}: not {done}: {error}"),
-        })
+        Some(tell(name, done, outcome))
     }
 
     pub(super) fn control(&self) -> Result<Control> {
@@ -271,7 +275,7 @@ impl Storage {
 
     /// Refuses a mapping that somebody has open, and says who.
     fn check_closed(&self, name: &CacheName, info: &Info) -> Result<()> {
-        if let Some(user) = usage::users(&self.root, info.dev)?.first() {
+        if let Some(user) = usage::settled_users(&self.root, info.dev)?.first() {
             return Err(usage::in_use(name, user));
         }
         Ok(())
@@ -285,6 +289,13 @@ impl Storage {
         named.err().unwrap_or_else(|| {
             Error::Conflict(format!("{name} is open in a program that does not show itself; end that first"))
         })
+    }
+}
+
+fn tell(name: &CacheName, done: &str, outcome: Result<()>) -> String {
+    match outcome {
+        Ok(()) => format!("{name}: {done}"),
+        Err(error) => format!("{name}: not {done}: {error}"),
     }
 }
 

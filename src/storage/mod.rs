@@ -29,7 +29,7 @@ pub use target::{Port, Target};
 
 use rustix::io::Errno;
 
-use crate::kernel::{self, Root, proc};
+use crate::kernel::{self, Root, process};
 use locks::{Held, Key, Locks};
 use ramdisk::Gate;
 
@@ -68,11 +68,14 @@ impl Storage {
     }
 
     /// The memory limit in bytes.
-    fn memory_limit(&self) -> Result<u64> {
-        Ok(match self.limit {
+    fn memory_limit(&self) -> u64 {
+        match self.limit {
             MemoryLimit::Bytes(bytes) => bytes,
-            MemoryLimit::Percent(percent) => proc::memory(&self.root)?.total / 100 * u64::from(percent),
-        })
+            MemoryLimit::Percent(percent) => {
+                let total = u128::from(process::memory().total);
+                (total * u128::from(percent) / 100) as u64
+            }
+        }
     }
 }
 

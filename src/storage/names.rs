@@ -165,6 +165,23 @@ impl fmt::Display for SourceName {
     }
 }
 
+/// A key that sorts `sd2` before `sd10`: numbers by value, the rest as text.
+pub(super) fn natural(name: &str) -> Vec<(usize, &str)> {
+    let mut key = Vec::new();
+    let mut rest = name;
+    while !rest.is_empty() {
+        let is_digit = |c: char| c.is_ascii_digit();
+        let starts_with_digit = rest.starts_with(is_digit);
+        let end = rest.find(|c| is_digit(c) != starts_with_digit).unwrap_or(rest.len());
+        let (run, after) = rest.split_at(end);
+        // Of two numbers the one with more digits is larger, leading zeros aside.
+        let number = run.trim_start_matches('0');
+        key.push(if starts_with_digit { (number.len(), number) } else { (0, run) });
+        rest = after;
+    }
+    key
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -264,6 +281,17 @@ mod tests {
         ] {
             assert_eq!(SourceName::parse(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn numbers_sort_by_value() {
+        let mut names =
+            ["sdb", "loop10", "loop2", "nvme10n1", "nvme2n1", "nvme2n10", "nvme2n9", "sda", "loop002"];
+        names.sort_by_key(|name| natural(name));
+        assert_eq!(
+            names,
+            ["loop2", "loop002", "loop10", "nvme2n1", "nvme2n9", "nvme2n10", "nvme10n1", "sda", "sdb"]
+        );
     }
 
     proptest! {

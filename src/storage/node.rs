@@ -23,6 +23,12 @@ pub fn is_there(root: &Root, name: &CacheName, dev: Dev) -> bool {
     block::dev_of_node(&path(root, name)) == Some(dev)
 }
 
+/// The caches that have a link in `/dev/mapper`, whether or not they are mapped.
+pub fn all(root: &Root) -> Vec<CacheName> {
+    let names = root.names("dev/mapper").unwrap_or_default();
+    names.iter().filter_map(|name| CacheName::parse(name)).collect()
+}
+
 /// Sees to it that `/dev/mapper/NAME` leads to the device.
 pub fn make(root: &Root, name: &CacheName, dev: Dev) -> Result<()> {
     if dm::has_udev(root) && wait_until(UDEV_PATIENCE, || is_there(root, name, dev)) {

@@ -239,8 +239,13 @@ impl Storage {
         let (dev, _) = self.existing(name)?;
         if lock {
             let may_write = |user: &User| !matches!(user, User::Mount { read_only: true, .. });
-            if let Some(user) = usage::users(&self.root, dev)?.into_iter().find(may_write) {
-                return Err(usage::in_use(name, &user));
+            let users = usage::settled_users(&self.root, dev)?;
+            if let Some(user) = users.iter().find(|user| may_write(user)) {
+                return Err(usage::in_use(name, user));
+            }
+            if users.is_empty() {
+                // A mount that cannot be seen from here shows in the claim alone.
+                usage::claim_unused(&self.root, dev, &name.to_string(), Access::Claim)?;
             }
         }
         open(&self.root, name, Access::Read)
@@ -261,7 +266,7 @@ impl Storage {
 
     /// Whether `wanted` bytes more, less `given_up`, stay within the limit.
     fn check_memory(&self, wanted: u64, given_up: u64) -> Result<()> {
-        let limit = self.memory_limit()?;
+        let limit = self.memory_limit();
         let sizes = numbers(&self.root)?.into_iter().filter_map(|name| self.size_of(name));
         let others = sizes.fold(0, u64::saturating_add).saturating_sub(given_up);
         // Giving memory back is always allowed.
@@ -283,7 +288,7 @@ pub(super) fn device_key(name: DiskName) -> Key {
     Key::Device(name.to_string())
 }
 
-fn require_module(root: &Root) -> Result<()> {
+pub(super) fn require_module(root: &Root) -> Result<()> {
     if rapiddisk::is_loaded(root) {
         return Ok(());
     }

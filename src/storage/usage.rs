@@ -111,6 +111,16 @@ fn unused(name: &str, claimed: kernel::Result<File>, users: Result<Vec<User>>) -
     })
 }
 
+/// The users, once udev's rules had their look at a device that has just changed.
+pub fn settled_users(root: &Root, dev: Dev) -> Result<Vec<User>> {
+    let mut found = Ok(Vec::new());
+    wait_until(PROBING, || {
+        found = users(root, dev);
+        !found.as_ref().is_ok_and(|users| users.first().is_some_and(is_probe))
+    });
+    found
+}
+
 /// udev's rules look into a device that has just changed, and are gone a moment later.
 fn is_probe(user: &User) -> bool {
     matches!(user, User::Process { name, .. } if name.contains("udev"))

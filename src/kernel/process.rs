@@ -1,0 +1,70 @@
+//! The machine's memory, and what the process gives up once it has opened its
+//! ports.
+
+use std::io;
+
+use rustix::fs::Mode;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_no_new_privs};
+
+/// Memory of the machine, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// `MemTotal` of /proc/meminfo.
+    pub total: u64,
+    /// `MemFree` of /proc/meminfo.
+    pub free: u64,
+}
+
+/// Asks sysinfo(2), which has the same two numbers as /proc/meminfo without the
+/// forty others that take time to make.
+pub fn memory() -> Memory {
+    let info = rustix::system::sysinfo();
+    let bytes = |units: u64| units.saturating_mul(u64::from(info.mem_unit));
+    Memory { total: bytes(info.totalram as u64), free: bytes(info.freeram as u64) }
+}
+
+/// The capabilities that the kernel calls need, of all that root has:
+///
+/// * `CAP_SYS_ADMIN`: every device-mapper ioctl, and `BLKROSET`;
+/// * `CAP_SYS_PTRACE`: to see what processes with more capabilities have open,
+///   which are all of root's once the others are dropped;
+/// * `CAP_DAC_READ_SEARCH`: to list `/proc/PID/fd` of other users' processes.
+///
+/// What else the daemon touches (`/sys`, `/dev`, configfs) belongs to root, whose
+/// files need none.
+pub const NEEDED: CapabilitySet =
+    CapabilitySet::SYS_ADMIN.union(CapabilitySet::SYS_PTRACE).union(CapabilitySet::DAC_READ_SEARCH);
+
+/// Drops what is not needed, for the calling thread and those it starts, for
+/// good. Files made from here on are the owner's alone; nothing of the process's
+/// memory, tokens included, gets into a core dump or can be read through `/proc`
+/// without `CAP_SYS_PTRACE`.
+pub fn restrict() -> io::Result<()> {
+    umask(Mode::RWXG | Mode::RWXO);
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    set_no_new_privs(true)?;
+    // Somebody who is not root, or lacks one of them, keeps what there is.
+    let kept = capabilities(None)?.permitted & NEEDED;
+    set_capabilities(
+        None,
+        CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() },
+    )?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_that_of_meminfo() {
+        let text = std::fs::read_to_string("/proc/meminfo").unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap();
+        let kib: u64 = line.trim().strip_suffix(" kB").unwrap().parse().unwrap();
+        let memory = memory();
+        assert_eq!(memory.total, kib * 1024);
+        assert!((1..memory.total).contains(&memory.free));
+    }
+}
