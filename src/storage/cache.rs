@@ -89,9 +89,12 @@ impl Storage {
         let sectors = self.usable_sectors(&source_name, source_dev, policy)?;
         let target = self.target(disk, &source_name, sectors, policy)?;
         // The claims end before the table is loaded, which claims both devices itself.
-        drop(usage::claim_unused(&self.root, source_dev, &source_name, Access::Claim)?);
         let access = if policy == Policy::Writeback { Access::ClaimWrite } else { Access::Claim };
         let claim = usage::claim_unused(&self.root, disk_dev, &disk.to_string(), access)?;
+        drop(usage::claim_unused(&self.root, source_dev, &source_name, Access::Claim)?);
+        // What stands in the way at the end is better found before the target writes
+        // to the RAM disk.
+        node::check_free(&self.root, &name)?;
         Undo::run(|undo| {
             if policy == Policy::Writeback {
                 let before = clear_start(disk, &claim)?;

@@ -29,6 +29,17 @@ pub fn all(root: &Root) -> Vec<CacheName> {
     names.iter().filter_map(|name| CacheName::parse(name)).collect()
 }
 
+/// Refuses a name whose place in `/dev/mapper` is taken by something that is no
+/// link, and so neither udev's nor ours to replace.
+pub fn check_free(root: &Root, name: &CacheName) -> Result<()> {
+    match fs::symlink_metadata(path(root, name)) {
+        Ok(node) if !node.is_symlink() => Err(Error::Conflict(format!(
+            "/dev/mapper/{name} is there already and is no link; remove it first"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Sees to it that `/dev/mapper/NAME` leads to the device.
 pub fn make(root: &Root, name: &CacheName, dev: Dev) -> Result<()> {
     if dm::has_udev(root) && wait_until(UDEV_PATIENCE, || is_there(root, name, dev)) {

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::locks::Key;
 use super::undo::Undo;
 use super::usage::{self, User};
-use super::{Cache, DiskName, Error, Result, Size, Storage, retry_busy, wait_until};
+use super::{Cache, CacheName, DiskName, Error, Result, Size, Storage, retry_busy, wait_until};
 use crate::kernel::block::{self, Access, Dev, SECTOR};
 use crate::kernel::{Root, nvmet, rapiddisk};
 
@@ -156,9 +156,10 @@ impl Storage {
         require_module(&self.root)?;
         let _held = self.hold(vec![Key::Memory, device_key(name)])?;
         let (dev, old) = self.existing(name)?;
-        if let Some(holder) = block::holders(&self.root, dev)?.first() {
-            let holder = usage::shown_name(&self.root, holder);
-            return Err(usage::in_use(name, &User::Holder(holder)));
+        let holders = block::holders(&self.root, dev)?;
+        let mut holders = holders.iter().map(|holder| usage::shown_name(&self.root, holder));
+        if let Some(cache) = holders.find(|holder| CacheName::parse(holder).is_some()) {
+            return Err(usage::in_use(name, &User::Holder(cache)));
         }
         let new = size.bytes();
         self.check_memory(new, old)?;
