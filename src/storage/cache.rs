@@ -83,6 +83,7 @@ impl Storage {
         if control.info(name.as_dm()).is_ok() {
             return Err(Error::Conflict(format!("{name} exists already; remove it first")));
         }
+        node::check_place(&self.root, &name)?;
         if block::is_read_only(&self.root, disk_dev) {
             return Err(Error::Conflict(format!("{disk} is locked; unlock it first")));
         }
@@ -92,9 +93,6 @@ impl Storage {
         let access = if policy == Policy::Writeback { Access::ClaimWrite } else { Access::Claim };
         let claim = usage::claim_unused(&self.root, disk_dev, &disk.to_string(), access)?;
         drop(usage::claim_unused(&self.root, source_dev, &source_name, Access::Claim)?);
-        // What stands in the way at the end is better found before the target writes
-        // to the RAM disk.
-        node::check_free(&self.root, &name)?;
         Undo::run(|undo| {
             if policy == Policy::Writeback {
                 let before = clear_start(disk, &claim)?;

@@ -29,13 +29,15 @@ pub fn all(root: &Root) -> Vec<CacheName> {
     names.iter().filter_map(|name| CacheName::parse(name)).collect()
 }
 
-/// Refuses a name whose place in `/dev/mapper` is taken by something that is no
-/// link, and so neither udev's nor ours to replace.
-pub fn check_free(root: &Root, name: &CacheName) -> Result<()> {
-    match fs::symlink_metadata(path(root, name)) {
-        Ok(node) if !node.is_symlink() => Err(Error::Conflict(format!(
-            "/dev/mapper/{name} is there already and is no link; remove it first"
-        ))),
+/// Refuses a name whose place in `/dev/mapper` is taken by something that is not
+/// ours to remove. Asked first: a cache cannot be unmade without a trace, since a
+/// writeback target writes to the RAM disk as soon as it is loaded.
+pub fn check_place(root: &Root, name: &CacheName) -> Result<()> {
+    let path = path(root, name);
+    match fs::symlink_metadata(&path) {
+        Ok(node) if !node.is_symlink() => {
+            Err(Error::Conflict(format!("{} is there already and no link; remove it first", path.display())))
+        }
         _ => Ok(()),
     }
 }

@@ -130,7 +130,7 @@ impl Storage {
         let free = (0..).map(DiskName).filter(|name| taken.binary_search(name).is_err());
         // A disk that is just being removed still has its number.
         let held = |name: DiskName| self.locks.try_hold(vec![device_key(name)]).map(|held| (name, held));
-        let (name, _held) = free.take(max as usize + 1).find_map(held).ok_or_else(|| {
+        let (name, _held) = free.take_while(|name| name.0 < max).find_map(held).ok_or_else(|| {
             Error::Conflict("all numbers are taken by RAM disks that are being changed; try again".into())
         })?;
         Undo::run(|undo| {
