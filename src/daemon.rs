@@ -9,7 +9,7 @@ use log::{LevelFilter, error, info, warn};
 
 use crate::api::Api;
 use crate::args::Config;
-use crate::http::{Limits, Listen, Server, Wake};
+use crate::http::{Access, Server, Wake};
 use crate::kernel::signal::{self, Wanted};
 use crate::kernel::{Root, process};
 use crate::storage::Storage;
@@ -43,8 +43,9 @@ pub fn run(config: &Config) -> Result<(), Error> {
         move |error: io::Error| Error(format!("{what}: {error}"))
     };
     let signals = signal::install().map_err(failed("cannot catch signals"))?;
-    let server = Server::bind(&[Listen::Tcp(config.address())], Limits::default())
-        .map_err(|error| Error(error.to_string()))?;
+    let plain = |error: io::Error| Error(error.to_string());
+    let access = Access::new(config.policy.clone()).map_err(plain)?;
+    let server = Server::bind(&config.listen, config.limits.clone(), access).map_err(plain)?;
     // The ports are open, no thread but this one runs yet.
     process::restrict().map_err(failed("cannot drop privileges"))?;
     let storage = Storage::new(Root::new("/"), config.memory_limit);

@@ -108,15 +108,23 @@ pub fn cache_stats(stats: &CacheStats) -> Value {
 /// connect and where.
 pub fn targets(targets: &[Target], ports: &[Port]) -> Value {
     let target = |target: &Target| {
-        let hosts: Vec<_> = target.allowed_hosts.iter().map(|host| json!({"host": host})).collect();
-        json!({
-            "nqn": target.nqn,
-            "namespace": target.namespace.id,
-            "device": target.namespace.device,
-            "enabled": if target.namespace.enabled { "true" } else { "false" },
+        let Target { subsystem, namespace, size, ports } = target;
+        let hosts: Vec<_> = subsystem.allowed_hosts.iter().map(|host| json!({"host": host})).collect();
+        let mut fields = json!({
+            "nqn": subsystem.nqn,
+            "namespace": namespace.id,
+            "device": namespace.device,
+            "enabled": if namespace.enabled { "true" } else { "false" },
+            "any_host": subsystem.any_host,
+            "serial": subsystem.serial.as_deref().unwrap_or("UNAVAILABLE"),
+            "size": size.unwrap_or(0),
             "allowed_hosts": hosts,
-            "assigned_ports": target.ports.iter().map(port).collect::<Vec<_>>(),
-        })
+            "assigned_ports": ports.iter().map(port).collect::<Vec<_>>(),
+        });
+        if let Some(controllers) = subsystem.controllers {
+            fields["controllers"] = controllers.into();
+        }
+        fields
     };
     let link = |at: &Port, nqn: &String| {
         let mut link = port(at);
@@ -137,13 +145,27 @@ pub fn ports(ports: &[Port]) -> Value {
 
 fn port(port: &Port) -> Value {
     let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "UNDEFINED".to_owned());
-    json!({"port": port.id, "address": known(&port.address), "protocol": known(&port.protocol)})
+    json!({
+        "port": port.id,
+        "address": known(&port.address),
+        "protocol": known(&port.protocol),
+        "service_id": known(&port.service_id),
+    })
+}
+
+/// The body for a port that was made: its fields as in the list.
+pub fn made_port(made: &Port) -> Value {
+    let mut body = done(format!("port {} is ready for targets", made.id));
+    if let (Some(body), Value::Object(fields)) = (body.as_object_mut(), port(made)) {
+        body.extend(fields);
+    }
+    body
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::nvmet::Namespace;
+    use crate::kernel::nvmet::{Namespace, Subsystem};
     use crate::kernel::process::Memory;
     use crate::storage::{Cache, CacheName, Disk, DiskName, Policy, RamDisk};
 
@@ -209,13 +231,22 @@ mod tests {
             id,
             address: address.map(str::to_owned),
             protocol: address.map(|_| "tcp".to_owned()),
+            service_id: address.map(|_| "4420".to_owned()),
             subsystems: vec!["rd1-test".into()],
         };
         let ports_there = vec![port(1, Some("10.0.0.185")), port(2, None)];
+        let namespace = Namespace { id: 1, device: "/dev/rd1".into(), enabled: true };
         let target = Target {
-            nqn: "rd1-test".into(),
-            namespace: Namespace { id: 1, device: "/dev/rd1".into(), enabled: true },
-            allowed_hosts: vec!["nqn.host".into()],
+            namespace: namespace.clone(),
+            subsystem: Subsystem {
+                nqn: "rd1-test".into(),
+                namespaces: vec![namespace],
+                allowed_hosts: vec!["nqn.host".into()],
+                any_host: false,
+                serial: Some("0123".into()),
+                controllers: Some(2),
+            },
+            size: Some(4096),
             ports: ports_there[..1].to_vec(),
         };
         assert_eq!(
@@ -224,17 +255,22 @@ mod tests {
                 {"nvmet_targets": [{
                     "nqn": "rd1-test", "namespace": 1, "device": "/dev/rd1", "enabled": "true",
                     "allowed_hosts": [{"host": "nqn.host"}],
-                    "assigned_ports": [{"port": 1, "address": "10.0.0.185", "protocol": "tcp"}],
+                    "any_host": false, "serial": "0123", "size": 4096, "controllers": 2,
+                    "assigned_ports": [
+                        {"port": 1, "address": "10.0.0.185", "protocol": "tcp", "service_id": "4420"}
+                    ],
                 }]},
                 {"nvmet_ports": [
-                    {"port": 1, "address": "10.0.0.185", "protocol": "tcp", "nqn": "rd1-test"},
-                    {"port": 2, "address": "UNDEFINED", "protocol": "UNDEFINED", "nqn": "rd1-test"},
+                    {"port": 1, "address": "10.0.0.185", "protocol": "tcp", "service_id": "4420", "nqn": "rd1-test"},
+                    {"port": 2, "address": "UNDEFINED", "protocol": "UNDEFINED", "service_id": "UNDEFINED", "nqn": "rd1-test"},
                 ]},
             ]})
         );
         assert_eq!(
             ports(&ports_there[..1]),
-            json!({"targets": [{"nvmet_ports": [{"port": 1, "address": "10.0.0.185", "protocol": "tcp"}]}]})
+            json!({"targets": [{"nvmet_ports": [
+                {"port": 1, "address": "10.0.0.185", "protocol": "tcp", "service_id": "4420"}
+            ]}]})
         );
     }
 

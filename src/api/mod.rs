@@ -30,7 +30,10 @@ impl Api {
             Action::Resources => answer::resources(&storage.resources()?),
             Action::Volumes => answer::volumes(&storage.volumes()?),
             Action::CacheStats(cache) => answer::cache_stats(&storage.cache_stats(cache)?),
-            Action::Targets => answer::targets(&storage.targets()?, &storage.ports()?),
+            Action::Targets => {
+                let (targets, ports) = storage.targets()?;
+                answer::targets(&targets, &ports)
+            }
             Action::Ports => answer::ports(&storage.ports()?),
             Action::CreateDisk(size) => {
                 let disk = storage.create_disk(*size)?;
@@ -67,6 +70,33 @@ impl Api {
             Action::RemoveCache(cache) => {
                 storage.remove_cache(cache)?;
                 answer::done(format!("{cache} is removed"))
+            }
+            Action::CreatePort(id, place, protocol, service) => {
+                answer::made_port(&storage.create_port(*id, place, *protocol, *service)?)
+            }
+            Action::RemovePort(id) => {
+                storage.remove_port(*id)?;
+                answer::done(format!("port {id} is removed"))
+            }
+            Action::CreateTarget(volume, ports, host) => {
+                let nqn = storage.create_target(volume, *ports, host.as_ref())?;
+                answer::made("nqn", &nqn, format!("{volume} is exported as {nqn}"))
+            }
+            Action::RemoveTarget(volume, None) => {
+                storage.remove_target(volume, None)?;
+                answer::done(format!("{volume} is not exported any more"))
+            }
+            Action::RemoveTarget(volume, Some(port)) => {
+                storage.remove_target(volume, Some(*port))?;
+                answer::done(format!("{volume} is not exported at port {port} any more"))
+            }
+            Action::AllowHost(volume, host) => {
+                let nqn = storage.allow_host(volume, host)?;
+                answer::made("nqn", &nqn, format!("{host} may connect to {volume}"))
+            }
+            Action::DenyHost(volume, host) => {
+                let nqn = storage.deny_host(volume, host)?;
+                answer::made("nqn", &nqn, format!("{host} may not connect to {volume} any more"))
             }
         })
     }

@@ -1,7 +1,9 @@
 //! From a request's method and target to a typed action: one table.
 
 use crate::http::Method;
-use crate::storage::{CacheName, DiskName, Policy, Size, SourceName};
+use crate::storage::{
+    CacheName, DiskName, Nqn, Place, Policy, PortId, Ports, Protocol, ServiceId, Size, SourceName, Volume,
+};
 
 /// What a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +36,18 @@ pub enum Action {
     CreateCache(DiskName, SourceName, Policy),
     /// Remove a cache.
     RemoveCache(CacheName),
+    /// Make an NVMe port.
+    CreatePort(PortId, Place, Protocol, ServiceId),
+    /// Remove an NVMe port.
+    RemovePort(PortId),
+    /// Export a volume, to one host or to any.
+    CreateTarget(Volume, Ports, Option<Nqn>),
+    /// End the export of a volume, at one port or everywhere.
+    RemoveTarget(Volume, Option<PortId>),
+    /// Let a host connect to a volume's target.
+    AllowHost(Volume, Nqn),
+    /// Keep a host from a volume's target.
+    DenyHost(Volume, Nqn),
 }
 
 /// Why a request is none of the actions.
@@ -120,8 +134,66 @@ fn route(segments: &[String]) -> Option<(Verb, Parsed<Action>)> {
             (Post, disk(volume).and_then(|disk| Ok(CreateCache(disk, source(origin)?, policy(mode)?))))
         }
         ["removeRapidDiskCache", volume] => (Post, cache(volume).map(RemoveCache)),
+        ["createNVMePort", number, place, transport] => {
+            (Post, create_port(number, place, transport, Ok(ServiceId::DEFAULT)))
+        }
+        ["createNVMePort", number, place, transport, id] => {
+            (Post, create_port(number, place, transport, service(id)))
+        }
+        ["removeNVMePort", number] => (Post, port(number).map(RemovePort)),
+        ["createNVMeTarget", name, at] => {
+            (Post, volume(name).and_then(|volume| Ok(CreateTarget(volume, ports(at)?, None))))
+        }
+        ["createNVMeTarget", name, at, host] => {
+            (Post, volume(name).and_then(|volume| Ok(CreateTarget(volume, ports(at)?, Some(nqn(host)?)))))
+        }
+        ["removeNVMeTarget", name] => (Post, volume(name).map(|volume| RemoveTarget(volume, None))),
+        ["removeNVMeTarget", name, at] => {
+            (Post, volume(name).and_then(|volume| Ok(RemoveTarget(volume, Some(port(at)?)))))
+        }
+        ["allowNVMeHost", name, host] => {
+            (Post, volume(name).and_then(|volume| Ok(AllowHost(volume, nqn(host)?))))
+        }
+        ["denyNVMeHost", name, host] => {
+            (Post, volume(name).and_then(|volume| Ok(DenyHost(volume, nqn(host)?))))
+        }
         _ => return None,
     })
+}
+
+fn create_port(number: &str, at: &str, transport: &str, service: Parsed<ServiceId>) -> Parsed<Action> {
+    Ok(Action::CreatePort(port(number)?, place(at)?, protocol(transport)?, service?))
+}
+
+fn volume(text: &str) -> Parsed<Volume> {
+    Volume::parse(text)
+        .ok_or_else(|| format!("{text:?} is not the name of a RAM disk or a cache, such as rd0 or rc-wt_sdb"))
+}
+
+fn port(text: &str) -> Parsed<PortId> {
+    PortId::parse(text).ok_or_else(|| format!("{text:?} is not the number of a port, 1 to 65535"))
+}
+
+fn ports(text: &str) -> Parsed<Ports> {
+    Ports::parse(text).ok_or_else(|| format!("{text:?} is not the number of a port, 1 to 65535, or all"))
+}
+
+fn service(text: &str) -> Parsed<ServiceId> {
+    ServiceId::parse(text).ok_or_else(|| format!("{text:?} is not a service id, 1 to 65535"))
+}
+
+fn protocol(text: &str) -> Parsed<Protocol> {
+    Protocol::parse(text).ok_or_else(|| format!("{text:?} is not a protocol; there are tcp, rdma and loop"))
+}
+
+fn place(text: &str) -> Parsed<Place> {
+    Place::parse(text).ok_or_else(|| {
+        format!("{text:?} is not an address or the name of a network interface; loop takes none")
+    })
+}
+
+fn nqn(text: &str) -> Parsed<Nqn> {
+    Nqn::parse(text).ok_or_else(|| format!("{text:?} is not an NQN of at most 223 bytes"))
 }
 
 fn disk(text: &str) -> Parsed<DiskName> {
@@ -208,6 +280,45 @@ mod tests {
             Ok(Action::CreateCache(rd0, SourceName::parse("sdb").unwrap(), Policy::WriteThrough))
         );
         assert_eq!(post("/v1/removeRapidDiskCache/rc-wt_sdb"), Ok(Action::RemoveCache(cache())));
+    }
+
+    #[test]
+    fn nvme_paths_are_actions() {
+        let (rd0, port) = (Volume::parse("rd0").unwrap(), PortId::parse("1").unwrap());
+        let host = || Nqn::parse("nqn.2014-08.org.nvmexpress:uuid:1").unwrap();
+        let v6 = Place::Address("fe80::1".parse().unwrap());
+        let create = |place, protocol, id| {
+            Ok(Action::CreatePort(port, place, protocol, ServiceId::parse(id).unwrap()))
+        };
+        let eth0 = Place::Interface("eth0".into());
+        assert_eq!(post("/v1/createNVMePort/1/eth0/tcp"), create(eth0, Protocol::Tcp, "4420"));
+        assert_eq!(post("/v1/createNVMePort/1/fe80%3A%3A1/rdma/4421"), create(v6, Protocol::Rdma, "4421"));
+        assert_eq!(post("/v1/createNVMePort/1/none/loop"), create(Place::Nowhere, Protocol::Loop, "4420"));
+        assert_eq!(post("/v1/removeNVMePort/1"), Ok(Action::RemovePort(port)));
+        let target = |ports, host| Ok(Action::CreateTarget(rd0.clone(), ports, host));
+        assert_eq!(post("/v1/createNVMeTarget/rd0/1"), target(Ports::One(port), None));
+        assert_eq!(
+            post("/v1/createNVMeTarget/rd0/all/nqn.2014-08.org.nvmexpress:uuid:1"),
+            target(Ports::All, Some(host()))
+        );
+        assert_eq!(post("/v1/removeNVMeTarget/rd0"), Ok(Action::RemoveTarget(rd0.clone(), None)));
+        assert_eq!(post("/v1/removeNVMeTarget/rd0/1"), Ok(Action::RemoveTarget(rd0.clone(), Some(port))));
+        let path = "rd0/nqn.2014-08.org.nvmexpress:uuid:1";
+        assert_eq!(post(&format!("/v1/allowNVMeHost/{path}")), Ok(Action::AllowHost(rd0.clone(), host())));
+        assert_eq!(post(&format!("/v1/denyNVMeHost/{path}")), Ok(Action::DenyHost(rd0, host())));
+        for target in [
+            "/v1/createNVMePort/0/eth0/tcp",
+            "/v1/createNVMePort/1/eth0/udp",
+            "/v1/createNVMePort/1/eth0/tcp/x",
+            "/v1/createNVMePort/1/a%2Fb/tcp",
+            "/v1/createNVMeTarget/sda/1",
+            "/v1/createNVMeTarget/rd0/any",
+            "/v1/createNVMeTarget/rd0/1/a%2Fb",
+            "/v1/removeNVMeTarget/rd0/all",
+            "/v1/allowNVMeHost/rd0/..",
+        ] {
+            assert!(is_invalid(post(target)), "{target}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Idle → Reading → Waiting (for or at a worker) → Writing → Idle, or Lingering at the end. Every
 //! state but that of a running request has an absolute deadline. Nothing here knows of epoll.
 
+use super::render::Shape;
 use super::workers::Line;
 use super::{Limits, Peer, Share};
 use rustix::io::Errno;
@@ -62,8 +63,8 @@ pub(super) struct Conn {
     pub readable: bool,
     /// The client has ended its side, or the connection is broken: reading comes to an end.
     pub hangup: bool,
-    /// The current answer is the last one.
-    pub close: bool,
+    /// The form of the current answer.
+    pub shape: Shape,
     /// Nothing of the client's can be left unread that would break the connection when it is
     /// closed: it said itself that this was its last request.
     pub quiet: bool,
@@ -86,7 +87,7 @@ impl Conn {
             fresh: false,
             readable: false,
             hangup: false,
-            close: false,
+            shape: Shape::default(),
             quiet: false,
             output: Vec::new(),
             written: 0,

@@ -4,20 +4,25 @@
 //! handlers. A slow or hostile client costs a bounded buffer for a bounded time, never a thread.
 //! The vocabulary (method, status, header, response) is `tiny_http`'s; the connections are ours.
 
+mod access;
+mod audit;
 mod conn;
 mod listen;
 mod parse;
 mod render;
 mod server;
 mod slots;
+mod tokens;
 mod workers;
 
+pub use access::{Access, Policy};
 pub use server::Server;
 pub use tiny_http::{Header, Method, StatusCode};
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What a handler answers with; the body's length is always known.
@@ -75,7 +80,7 @@ pub struct Request {
     /// The body; empty unless `Limits::body_bytes` allows one.
     pub body: Vec<u8>,
     /// The name of the token it was authenticated with.
-    pub caller: Option<String>,
+    pub caller: Option<Arc<str>>,
 }
 
 /// What the server asks of the program behind it.
@@ -152,11 +157,22 @@ impl Default for Limits {
             linger_time: Duration::from_secs(1),
             queue_time: Duration::from_secs(5),
             queue: 128,
-            workers: 8,
-            changes: 6,
+            workers: 16,
+            changes: 12,
             unsent_bytes: 16 << 20,
             grace: Duration::from_secs(4),
         }
+    }
+}
+
+/// What the request parser makes of received bytes: `None` to wait for more, else how many bytes
+/// the first request takes, or the status of the error that ends the connection. For tests.
+#[doc(hidden)]
+pub fn examine(bytes: &[u8], limits: &Limits) -> Option<Result<usize, u16>> {
+    match parse::parse(bytes, limits) {
+        parse::Outcome::Wait => None,
+        parse::Outcome::Request(head) => Some(Ok(head.head_length + head.body_length)),
+        parse::Outcome::Error(refusal) => Some(Err(refusal.status)),
     }
 }
 

@@ -31,6 +31,18 @@ pub(super) struct Head<'b> {
     pub keep_alive: bool,
     pub head_length: usize,
     pub body_length: usize,
+    pub fields: Fields<'b>,
+}
+
+/// The header fields that decide on access.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Fields<'b> {
+    /// The characters of a host and port, not more closely examined.
+    pub host: Option<&'b str>,
+    pub origin: Option<&'b [u8]>,
+    pub authorization: Option<&'b [u8]>,
+    /// There is an `Access-Control-Request-Method`.
+    pub preflight: bool,
 }
 
 /// What a buffer holds.
@@ -142,19 +154,30 @@ fn understand<'b>(
         return refuse(400, "The request target is not a path in printable ASCII.");
     }
     let newer = request.version == Some(1);
-    let mut host = None;
+    let mut fields = Fields::default();
     let mut length = None;
     let mut close = false;
     let mut stay = newer;
     for field in request.headers.iter() {
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
         if is("host") {
-            if host.replace(field.value).is_some() {
+            let host = std::str::from_utf8(field.value).ok();
+            let Some(host) = host.filter(|host| host.bytes().all(is_host_byte)) else {
+                return refuse(400, "The Host is malformed.");
+            };
+            if fields.host.replace(host).is_some() {
                 return refuse(400, "The request has more than one Host.");
             }
-            if !field.value.iter().all(|&byte| is_host_byte(byte)) {
-                return refuse(400, "The Host is malformed.");
+        } else if is("origin") {
+            if fields.origin.replace(field.value).is_some() {
+                return refuse(400, "The request has more than one Origin.");
             }
+        } else if is("authorization") {
+            if fields.authorization.replace(field.value).is_some() {
+                return refuse(400, "The request has more than one Authorization.");
+            }
+        } else if is("access-control-request-method") {
+            fields.preflight = true;
         } else if is("content-length") {
             if length.replace(content_length(field.value)?).is_some() {
                 return refuse(400, "The request has more than one Content-Length.");
@@ -174,14 +197,14 @@ fn understand<'b>(
             }
         }
     }
-    if newer && host.is_none() {
+    if newer && fields.host.is_none() {
         return refuse(400, "The request has no Host.");
     }
     let body_length = length.unwrap_or(0);
     if body_length > limits.body_bytes.max(IGNORED_BODY) {
         return refuse(413, "The body is too long.");
     }
-    Ok(Head { method, target, keep_alive: stay && !close, head_length, body_length })
+    Ok(Head { method, target, keep_alive: stay && !close, head_length, body_length, fields })
 }
 
 fn is_host_byte(byte: u8) -> bool {

@@ -1,13 +1,15 @@
 //! The I/O thread: one epoll loop that owns every socket.
 
 mod admit;
+mod dispatch;
 
 use super::conn::{Conn, Received, State};
 use super::listen::Listener;
 use super::parse::{self, Outcome, Refusal};
+use super::render::Shape;
 use super::slots::Slots;
-use super::workers::{Done, Job, PANICKED, Pool, respond};
-use super::{Header, Limits, Listen, Method, Request, Service, Wake};
+use super::workers::{Done, Pool};
+use super::{Access, Limits, Listen, Method, Request, Service, Wake, audit};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
@@ -15,7 +17,6 @@ use rustix::fd::{BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use std::io;
 use std::net::SocketAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,14 +32,12 @@ const TURN: usize = 16;
 /// result in the list, and a deadline may begin with that.
 const NAP: Duration = Duration::from_secs(1);
 
-/// Seconds after which a client that was refused for want of room may try again.
-const RETRY_AFTER: &str = "1";
-
 /// A server that listens and has not begun to serve.
 #[derive(Debug)]
 pub struct Server {
     listeners: Vec<Listener>,
     limits: Limits,
+    access: Access,
 }
 
 impl Server {
@@ -46,10 +45,10 @@ impl Server {
     ///
     /// # Errors
     /// What the kernel said to the first that could not be opened, with its name.
-    pub fn bind(listen: &[Listen], limits: Limits) -> io::Result<Server> {
+    pub fn bind(listen: &[Listen], limits: Limits, access: Access) -> io::Result<Server> {
         let open = |place| Listener::open(place, listen);
         let listeners = listen.iter().map(open).collect::<io::Result<Vec<_>>>()?;
-        Ok(Server { listeners, limits })
+        Ok(Server { listeners, limits, access })
     }
 
     /// The TCP addresses it listens on, with the ports the kernel chose.
@@ -81,6 +80,8 @@ struct Front {
     epoll: OwnedFd,
     listeners: Vec<Listener>,
     limits: Limits,
+    access: Access,
+    refusals: audit::Refusals,
     service: Arc<dyn Service>,
     pool: Pool,
     slots: Slots,
@@ -103,7 +104,7 @@ struct Front {
 
 impl Front {
     fn new(server: Server, service: Arc<dyn Service>, wake: BorrowedFd<'_>) -> io::Result<Front> {
-        let Server { listeners, mut limits } = server;
+        let Server { listeners, mut limits, access } = server;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, wake, EventData::new_u64(WAKE), EventFlags::IN)?;
@@ -117,6 +118,8 @@ impl Front {
         Ok(Front {
             epoll,
             listeners,
+            access,
+            refusals: audit::Refusals::default(),
             service,
             pool,
             slots: Slots::default(),
@@ -140,7 +143,8 @@ impl Front {
             self.wait(&mut events, None)?;
             if self.turn(&events) {
                 match on_wake() {
-                    Wake::Continue | Wake::Reload => {}
+                    Wake::Continue => {}
+                    Wake::Reload => self.access.reload(),
                     Wake::Stop => return Ok(()),
                 }
             }
@@ -307,8 +311,15 @@ impl Front {
                     self.due_at(deadline);
                 }
             }
-            Outcome::Error(refusal) => self.refuse(token, refusal, true),
+            Outcome::Error(refusal) => {
+                // What follows cannot be told from the request that is wrong.
+                conn.shape = Shape { close: true, ..Shape::default() };
+                self.refuse(token, refusal);
+            }
             Outcome::Request(head) => {
+                let kind = dispatch::kind(&*self.service, &head.method, head.target);
+                let is_change = kind.is_some_and(|kind| kind.is_change);
+                let verdict = self.access.judge(&conn.peer, &head.method, &head.fields, is_change);
                 let body = match self.limits.body_bytes {
                     0 => &[],
                     _ => &conn.input[head.head_length..head.head_length + head.body_length],
@@ -317,72 +328,21 @@ impl Front {
                     target: head.target.to_owned(),
                     body: body.to_owned(),
                     peer: conn.peer,
-                    caller: None,
+                    caller: verdict.caller,
                     method: head.method,
                 };
                 let (keep_alive, length) = (head.keep_alive, head.head_length + head.body_length);
-                conn.close = !keep_alive || self.stopping;
+                conn.shape = Shape {
+                    head_only: request.method == Method::Head,
+                    close: !keep_alive || self.stopping,
+                    origin: verdict.origin,
+                };
                 conn.consume(length);
                 conn.quiet = !keep_alive && conn.input.is_empty() && !conn.readable;
-                self.dispatch(token, request);
+                self.dispatch(token, request, kind, verdict.decision);
             }
         }
         true
-    }
-
-    /// A complete request: answered here if that is quick, else by a worker.
-    fn dispatch(&mut self, token: u64, request: Request) {
-        let Some(conn) = self.slots.get(token) else { return };
-        let service = Arc::clone(&self.service);
-        let kind = catch_unwind(AssertUnwindSafe(|| {
-            let (method, target) = (&request.method, request.target.as_str());
-            (service.is_instant(method, target), service.is_change(method, target))
-        }));
-        let Ok((is_instant, is_change)) = kind else {
-            return self.refuse(token, Refusal { status: 500, message: PANICKED }, false);
-        };
-        if is_instant {
-            let head_only = request.method == Method::Head;
-            let answer = respond(&*service, head_only, conn.close, || service.answer(&request));
-            return self.answer_now(token, answer);
-        }
-        if self.unsent > self.limits.unsent_bytes {
-            let message = "Too many answers wait for clients to take them; try again.";
-            return self.refuse(token, Refusal { status: 503, message }, false);
-        }
-        let awaited = conn.close || conn.readable || conn.fresh;
-        let job = Job { token, line: Arc::clone(&conn.line), close: conn.close, is_change, request };
-        match self.pool.submit(job, awaited) {
-            Ok(()) => {
-                let deadline = self.now + self.limits.queue_time;
-                conn.enter(State::Queued, self.now, Some(deadline));
-                self.busy += 1;
-                self.due_at(deadline);
-            }
-            Err(message) => self.refuse(token, Refusal { status: 503, message }, false),
-        }
-    }
-
-    /// Answers with a refusal, and ends the connection with it if what follows is not to be
-    /// trusted.
-    fn refuse(&mut self, token: u64, refusal: Refusal, close: bool) {
-        let Some(conn) = self.slots.get(token) else { return };
-        conn.close |= close;
-        let service = Arc::clone(&self.service);
-        let Refusal { status, message } = refusal;
-        let answer = respond(&*service, false, conn.close, || {
-            let answer = service.refusal(status, message);
-            let retry = Header::from_bytes("Retry-After", RETRY_AFTER).ok().filter(|_| status == 503);
-            retry.into_iter().fold(answer, |answer, header| answer.with_header(header))
-        });
-        self.answer_now(token, answer);
-    }
-
-    fn answer_now(&mut self, token: u64, answer: Option<Vec<u8>>) {
-        match answer {
-            Some(bytes) => self.put_answer(token, bytes, 0, self.now),
-            None => self.remove(token),
-        }
     }
 
     fn advance_writing(&mut self, token: u64) -> bool {
@@ -397,7 +357,7 @@ impl Front {
             Ok(true) => {}
         }
         self.unsent -= held;
-        let close = conn.close || self.stopping;
+        let close = conn.shape.close || self.stopping;
         if close && conn.quiet {
             self.remove(token);
             return false;
@@ -459,16 +419,19 @@ impl Front {
         let Some(conn) = self.slots.get(token) else { return };
         match conn.state {
             State::Reading => {
+                conn.shape = Shape { close: true, ..Shape::default() };
                 let message = "The request did not arrive in time.";
-                self.refuse(token, Refusal { status: 408, message }, true);
+                self.refuse(token, Refusal { status: 408, message });
             }
-            State::Queued if self.pool.cancel(token) => {
-                self.busy -= 1;
-                let message = "No worker became free in time; try again.";
-                self.refuse(token, Refusal { status: 503, message }, false);
-            }
-            // A worker has it, or is just through with it. It has all the time it needs.
-            State::Queued => conn.enter(State::Running, self.now, None),
+            State::Queued => match self.pool.cancel(token) {
+                Some(job) => {
+                    self.busy -= 1;
+                    let message = "No worker became free in time; try again.";
+                    self.no_room(token, &job.request, job.is_change, message);
+                }
+                // A worker has it, or is just through with it. It has all the time it needs.
+                None => conn.enter(State::Running, self.now, None),
+            },
             State::Running => {}
             State::Idle | State::Writing | State::Lingering => self.remove(token),
         }

@@ -4,7 +4,8 @@
 //! every case, and then says so in a list that the I/O thread reads. It rings the I/O thread's
 //! bell only where that thread must act: see [`Line`].
 
-use super::render::render;
+use super::audit;
+use super::render::{Rendered, Shape, render};
 use super::{Answer, Request, Service};
 use rustix::fd::OwnedFd;
 use rustix::net::{SendFlags, send};
@@ -78,8 +79,9 @@ pub(super) struct Job {
     pub line: Arc<Line>,
     pub request: Request,
     pub is_change: bool,
-    /// The connection ends with this answer.
-    pub close: bool,
+    pub shape: Shape,
+    /// When it was complete.
+    pub since: Instant,
 }
 
 /// What became of a job.
@@ -95,15 +97,13 @@ pub(super) struct Done {
 /// `None` only if that fails as well.
 pub(super) fn respond(
     service: &dyn Service,
-    head_only: bool,
-    close: bool,
+    shape: &Shape,
     answer: impl FnOnce() -> Answer,
-) -> Option<Vec<u8>> {
-    guard(|| render(answer(), head_only, close))
-        .or_else(|| guard(|| render(service.refusal(500, PANICKED), head_only, close)))
+) -> Option<Rendered> {
+    guard(|| render(answer(), shape)).or_else(|| guard(|| render(service.refusal(500, PANICKED), shape)))
 }
 
-fn guard(make: impl FnOnce() -> io::Result<Vec<u8>>) -> Option<Vec<u8>> {
+fn guard(make: impl FnOnce() -> io::Result<Rendered>) -> Option<Rendered> {
     catch_unwind(AssertUnwindSafe(make)).ok()?.ok()
 }
 
@@ -179,46 +179,46 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Hands a request to a worker. `awaited`: the bell is rung at its end in any case.
+    /// Whether one more request can be taken.
     ///
     /// # Errors
     /// Too much is waiting or changing already: the reason, as a sentence for the client.
-    pub fn submit(&self, job: Job, awaited: bool) -> Result<(), &'static str> {
-        let changes = &self.shared.changes;
-        // Only this thread adds, so nothing can come between the look and the addition.
-        if job.is_change && changes.load(Ordering::Acquire) >= self.most_changes {
+    pub fn room(&self, is_change: bool) -> Result<(), &'static str> {
+        if is_change && self.shared.changes.load(Ordering::Acquire) >= self.most_changes {
             return Err("As many changes as the daemon allows are under way; try again.");
         }
-        let mut queue = lock(&self.shared.queue);
-        if queue.jobs.len() >= self.most_queued {
+        if lock(&self.shared.queue).jobs.len() >= self.most_queued {
             return Err("Too many requests are waiting; try again.");
         }
+        Ok(())
+    }
+
+    /// Hands a request to a worker, after `room` found that there is room: only one thread does
+    /// both, so there still is. `awaited`: the bell is rung at its end in any case.
+    pub fn submit(&self, job: Job, awaited: bool) {
         if job.is_change {
-            changes.fetch_add(1, Ordering::AcqRel);
+            self.shared.changes.fetch_add(1, Ordering::AcqRel);
         }
         job.line.start(awaited);
+        let mut queue = lock(&self.shared.queue);
         queue.jobs.push_back(job);
         let wake = queue.idle > 0;
         drop(queue);
         if wake {
             self.shared.work.notify_one();
         }
-        Ok(())
     }
 
     /// Takes a request back that no worker has begun with.
-    pub fn cancel(&self, token: u64) -> bool {
+    pub fn cancel(&self, token: u64) -> Option<Job> {
         let mut queue = lock(&self.shared.queue);
-        let Some(at) = queue.jobs.iter().position(|job| job.token == token) else {
-            return false;
-        };
-        if let Some(job) = queue.jobs.remove(at) {
-            job.line.end();
-            if job.is_change {
-                self.shared.changes.fetch_sub(1, Ordering::AcqRel);
-            }
+        let at = queue.jobs.iter().position(|job| job.token == token)?;
+        let job = queue.jobs.remove(at)?;
+        job.line.end();
+        if job.is_change {
+            self.shared.changes.fetch_sub(1, Ordering::AcqRel);
         }
-        true
+        Some(job)
     }
 
     /// Moves what the workers finished since the last call into `list`, which is empty.
@@ -237,13 +237,14 @@ impl Drop for Pool {
 
 fn work(shared: &Shared) {
     while let Some(job) = next_job(shared) {
-        let head_only = job.request.method == super::Method::Head;
         let service = &*shared.service;
-        let bytes = respond(service, head_only, job.close, || service.answer(&job.request));
+        let rendered = respond(service, &job.shape, || service.answer(&job.request));
         if job.is_change {
             shared.changes.fetch_sub(1, Ordering::AcqRel);
+            let status = rendered.as_ref().map_or(500, |rendered| rendered.status);
+            audit::done(&job.request, status, job.since.elapsed());
         }
-        let answer = bytes.and_then(|bytes| {
+        let answer = rendered.and_then(|Rendered { bytes, .. }| {
             let written = job.line.write(&bytes).ok()?;
             Some((bytes, written))
         });

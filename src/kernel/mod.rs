@@ -4,6 +4,7 @@
 
 pub mod block;
 pub mod dm;
+pub mod net;
 pub mod nvmet;
 pub mod proc;
 pub mod process;

@@ -1,4 +1,4 @@
-//! The machine's memory, and what the process gives up once it has opened its
+//! The machine's memory and name, and what the process gives up once it has opened its
 //! ports.
 
 use std::io;
@@ -22,6 +22,11 @@ pub fn memory() -> Memory {
     let info = rustix::system::sysinfo();
     let bytes = |units: u64| units.saturating_mul(u64::from(info.mem_unit));
     Memory { total: bytes(info.totalram as u64), free: bytes(info.freeram as u64) }
+}
+
+/// The machine's host name (uname(2)).
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// The capabilities that the kernel calls need, of all that root has:

@@ -203,6 +203,13 @@ impl Storage {
         }
     }
 
+    /// The device number of a cache that must exist.
+    pub(super) fn cache_dev(&self, name: &CacheName) -> Result<Dev> {
+        let control = self.control()?;
+        report(&control, name)?;
+        Ok(info(&control, name)?.dev)
+    }
+
     /// The source's device number and the kernel's name of it.
     fn source(&self, source: &SourceName) -> Result<(Dev, String)> {
         let found = block::dev_of_node(&self.root.path("dev").join(source.as_str()))

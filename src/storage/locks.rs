@@ -17,6 +17,8 @@ pub enum Key {
     Device(String),
     /// A cache mapping, by its device-mapper name.
     Mapping(String),
+    /// The NVMe target's tree, whose objects refer to each other.
+    Nvme,
 }
 
 /// The keys held at the moment.

@@ -9,6 +9,8 @@ mod error;
 mod locks;
 mod names;
 mod node;
+mod nvme_names;
+mod port;
 mod ramdisk;
 mod resources;
 mod stats;
@@ -22,13 +24,15 @@ use std::time::{Duration, Instant};
 pub use cache::Cache;
 pub use error::{Error, Result};
 pub use names::{CacheName, DiskName, Policy, Size, SourceName};
+pub use nvme_names::{Nqn, Place, PortId, Ports, Protocol, ServiceId, Volume};
 pub use ramdisk::{RamDisk, Volumes};
 pub use resources::{Disk, Resources};
 pub use stats::CacheStats;
-pub use target::{Port, Target};
+pub use target::Target;
 
 use rustix::io::Errno;
 
+pub use crate::kernel::nvmet::Port;
 use crate::kernel::{self, Root, process};
 use locks::{Held, Key, Locks};
 use ramdisk::Gate;
@@ -82,6 +86,7 @@ impl Storage {
 fn named(keys: &[Key]) -> String {
     let name = |key: &Key| match key {
         Key::Memory => "the RAM disks".to_owned(),
+        Key::Nvme => "the NVMe targets".to_owned(),
         Key::Device(name) | Key::Mapping(name) => name.clone(),
     };
     keys.iter().map(name).collect::<Vec<_>>().join(" or ")

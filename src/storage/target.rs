@@ -1,52 +1,225 @@
-//! NVMe targets and ports, as the kernel's configfs has them.
+//! NVMe targets: RAM disks and caches, exported.
+//!
+//! Everything under one name is one target: the subsystem
+//! `nqn.2021-06.org.rapiddisk:HOSTNAME-VOLUME` with namespace 1. What others built
+//! in configfs is listed and left alone.
 
-use super::{Error, Result, Storage};
-use crate::kernel::nvmet::{self, Presence};
+mod steps;
 
-pub use crate::kernel::nvmet::Port;
+use std::path::Path;
+
+use super::locks::Key;
+use super::ramdisk::device_key;
+use super::undo::Undo;
+use super::usage::{self, User};
+use super::{Error, Nqn, PortId, Ports, Result, Storage, Volume};
+use crate::kernel::block::{self, Dev, SECTOR};
+use crate::kernel::nvmet::build::Item;
+use crate::kernel::nvmet::{self, Namespace, Port, Subsystem};
+use crate::kernel::process;
+
+/// The only namespace of a target made here.
+const NAMESPACE: u32 = 1;
 
 /// A namespace of a target, with who may connect and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// The subsystem's NQN.
-    pub nqn: String,
+    /// The subsystem.
+    pub subsystem: Subsystem,
     /// The namespace.
-    pub namespace: nvmet::Namespace,
-    /// The hosts that may connect; where it is open to any, none is named.
-    pub allowed_hosts: Vec<String>,
+    pub namespace: Namespace,
+    /// Its size in bytes, where the device is there.
+    pub size: Option<u64>,
     /// The ports that the subsystem is linked to.
     pub ports: Vec<Port>,
 }
 
 impl Storage {
-    /// Every namespace of every target, by NQN and number.
-    pub fn targets(&self) -> Result<Vec<Target>> {
+    /// Every namespace of every target, by NQN and number, and every port.
+    pub fn targets(&self) -> Result<(Vec<Target>, Vec<Port>)> {
         let ports = self.ports()?;
         let mut targets = Vec::new();
         for subsystem in nvmet::subsystems(&self.root)? {
             let is_linked = |port: &&Port| port.subsystems.contains(&subsystem.nqn);
             let linked: Vec<_> = ports.iter().filter(is_linked).cloned().collect();
-            targets.extend(subsystem.namespaces.into_iter().map(|namespace| Target {
-                nqn: subsystem.nqn.clone(),
-                namespace,
-                allowed_hosts: subsystem.allowed_hosts.clone(),
+            targets.extend(subsystem.namespaces.iter().map(|namespace| Target {
+                subsystem: subsystem.clone(),
+                size: self.size_of_node(&namespace.device),
+                namespace: namespace.clone(),
                 ports: linked.clone(),
             }));
         }
-        Ok(targets)
+        Ok((targets, ports))
     }
 
-    /// Every port, by number.
-    pub fn ports(&self) -> Result<Vec<Port>> {
-        match nvmet::presence(&self.root) {
-            Presence::Ready => Ok(nvmet::ports(&self.root)?),
-            Presence::NoModule => {
-                Err(Error::Unavailable("the kernel module nvmet is not loaded; load it with: modprobe nvmet".into()))
+    fn size_of_node(&self, node: &str) -> Option<u64> {
+        block::sectors(&self.root, block::dev_of_node(Path::new(node))?)?.checked_mul(SECTOR)
+    }
+
+    /// Exports a volume at `ports`: to `host`, or to any. What is so already
+    /// stays; an export of the same volume to others, or at other ports, grows.
+    pub fn create_target(&self, volume: &Volume, ports: Ports, host: Option<&Nqn>) -> Result<Nqn> {
+        self.require_nvmet()?;
+        let nqn = name(volume)?;
+        let _held = self.hold(vec![Key::Nvme, volume_key(volume)])?;
+        let dev = self.volume_dev(volume)?;
+        let ports = self.ports_meant(ports)?;
+        self.check_exportable(volume, dev, &nqn)?;
+        let there = self.subsystem(&nqn)?;
+        if let Some(there) = &there {
+            self.check_ours(there, volume, dev)?;
+            if host.is_none() && !there.any_host && is_complete(there) {
+                return Err(Error::Conflict(format!(
+                    "{nqn} is exported to named hosts only; remove that export first, or allow a host"
+                )));
             }
-            Presence::NoConfigfs => Err(Error::Unavailable(
-                "configfs is not mounted; mount it with: modprobe configfs; mount -t configfs none /sys/kernel/config"
-                    .into(),
-            )),
+        }
+        Undo::run(|undo| {
+            let subsystem = self.ensure_subsystem(&nqn, volume, undo)?;
+            match host {
+                Some(host) => self.ensure_host(&nqn, host, undo)?,
+                None => self.ensure_attribute(&subsystem, "attr_allow_any_host", "1", undo)?,
+            }
+            self.ensure_namespace(&nqn, volume, undo)?;
+            // The links come last: what is offered is complete.
+            ports.iter().try_for_each(|&port| self.ensure_offer(port, &nqn, undo))
+        })?;
+        Ok(nqn)
+    }
+
+    /// Ends the export of a volume at one port, or everywhere. The target goes
+    /// with its last port.
+    pub fn remove_target(&self, volume: &Volume, port: Option<PortId>) -> Result<()> {
+        self.require_nvmet()?;
+        let nqn = name(volume)?;
+        let _held = self.hold(vec![Key::Nvme, volume_key(volume)])?;
+        let subsystem = self.exported(volume, &nqn)?;
+        let is_linked = |port: &Port| port.subsystems.iter().any(|linked| linked == nqn.as_str());
+        let linked: Vec<_> =
+            nvmet::ports(&self.root)?.into_iter().filter(is_linked).map(|port| port.id).collect();
+        let unlinked = match port {
+            None => linked.clone(),
+            Some(port) if linked.contains(&port.number().into()) => vec![port.number().into()],
+            Some(port) => return Err(Error::NotFound(format!("{volume} is not exported at port {port}"))),
+        };
+        Undo::run(|undo| {
+            for &port in &unlinked {
+                self.unlink(Item::offer(port as u16, nqn.as_str()), Item::subsystem(nqn.as_str()), undo)?;
+            }
+            if unlinked.len() == linked.len() { self.dismantle(&subsystem, undo) } else { Ok(()) }
+        })
+    }
+
+    /// Lets a host connect to a volume's target. One that was open to any host is
+    /// open to the allowed ones alone from then on.
+    pub fn allow_host(&self, volume: &Volume, host: &Nqn) -> Result<Nqn> {
+        self.require_nvmet()?;
+        let nqn = name(volume)?;
+        let _held = self.hold(vec![Key::Nvme, volume_key(volume)])?;
+        self.exported(volume, &nqn)?;
+        Undo::run(|undo| self.ensure_host(&nqn, host, undo))?;
+        Ok(nqn)
+    }
+
+    /// Takes that back. With the last host the target is open to none.
+    pub fn deny_host(&self, volume: &Volume, host: &Nqn) -> Result<Nqn> {
+        self.require_nvmet()?;
+        let nqn = name(volume)?;
+        let _held = self.hold(vec![Key::Nvme, volume_key(volume)])?;
+        let subsystem = self.exported(volume, &nqn)?;
+        if subsystem.any_host {
+            return Err(Error::Conflict(format!(
+                "{nqn} is open to any host; allow those that may connect, which closes it to all others"
+            )));
+        }
+        if subsystem.allowed_hosts.iter().any(|allowed| allowed == host.as_str()) {
+            Undo::run(|undo| self.drop_host(nqn.as_str(), host.as_str(), undo))?;
+        }
+        Ok(nqn)
+    }
+
+    /// The device number of a volume that must exist.
+    fn volume_dev(&self, volume: &Volume) -> Result<Dev> {
+        match volume {
+            Volume::Disk(name) => Ok(self.existing(*name)?.0),
+            Volume::Cache(name) => self.cache_dev(name),
         }
     }
+
+    /// The numbers of the ports that are meant.
+    fn ports_meant(&self, ports: Ports) -> Result<Vec<u16>> {
+        match ports {
+            Ports::One(id) => Ok(vec![self.port(id)?.id as u16]),
+            Ports::All => {
+                let ids: Vec<_> = nvmet::ports(&self.root)?.into_iter().map(|port| port.id as u16).collect();
+                if ids.is_empty() {
+                    return Err(Error::Conflict("there is no port to export at; create one first".into()));
+                }
+                Ok(ids)
+            }
+        }
+    }
+
+    /// A volume that anybody but its own target uses is not exported: there would
+    /// be two writers.
+    fn check_exportable(&self, volume: &Volume, dev: Dev, nqn: &Nqn) -> Result<()> {
+        if block::is_read_only(&self.root, dev) {
+            return Err(Error::Conflict(format!("{volume} is locked; unlock it first")));
+        }
+        let own = User::Namespace { nqn: nqn.to_string(), id: NAMESPACE };
+        match usage::settled_users(&self.root, dev)?.into_iter().find(|user| *user != own) {
+            Some(user) => Err(usage::in_use(volume, &user)),
+            None => Ok(()),
+        }
+    }
+
+    fn subsystem(&self, nqn: &Nqn) -> Result<Option<Subsystem>> {
+        let all = nvmet::subsystems(&self.root)?;
+        Ok(all.into_iter().find(|subsystem| subsystem.nqn == nqn.as_str()))
+    }
+
+    /// The target of a volume, which must exist and be as it is made here.
+    fn exported(&self, volume: &Volume, nqn: &Nqn) -> Result<Subsystem> {
+        let subsystem =
+            self.subsystem(nqn)?.ok_or_else(|| Error::NotFound(format!("{volume} is not exported")))?;
+        if let Ok(dev) = self.volume_dev(volume) {
+            self.check_ours(&subsystem, volume, dev)?;
+        }
+        Ok(subsystem)
+    }
+
+    /// Refuses a target of our name that was not made here, or was changed: it has
+    /// other namespaces, or another device in ours.
+    fn check_ours(&self, subsystem: &Subsystem, volume: &Volume, dev: Dev) -> Result<()> {
+        let is_ours = |namespace: &Namespace| {
+            let is_unset = namespace.device.is_empty();
+            namespace.id == NAMESPACE
+                && (is_unset || block::dev_of_node(Path::new(&namespace.device)) == Some(dev))
+        };
+        if subsystem.namespaces.iter().all(is_ours) {
+            return Ok(());
+        }
+        Err(Error::Conflict(format!(
+            "{} exists already and exports something other than {volume}; remove it where it was made",
+            subsystem.nqn
+        )))
+    }
+}
+
+/// Whether the target got as far as an enabled namespace; one that a killed daemon
+/// left half-made did not, and is finished by the next call.
+fn is_complete(subsystem: &Subsystem) -> bool {
+    subsystem.namespaces.iter().any(|namespace| namespace.enabled)
+}
+
+fn volume_key(volume: &Volume) -> Key {
+    match volume {
+        Volume::Disk(name) => device_key(*name),
+        Volume::Cache(name) => Key::Mapping(name.to_string()),
+    }
+}
+
+fn name(volume: &Volume) -> Result<Nqn> {
+    Nqn::of(&process::host_name(), volume)
+        .ok_or_else(|| Error::Invalid(format!("the NQN of {volume} would be longer than 223 bytes")))
 }

@@ -1,9 +1,13 @@
-//! The NVMe target's tree in configfs (`/sys/kernel/config/nvmet`), read.
+//! The NVMe target's tree in configfs (`/sys/kernel/config/nvmet`), read here and
+//! changed in [`build`].
+
+pub mod build;
 
 use super::{Result, Root};
 
 const CONFIGFS: &str = "sys/kernel/config";
 const NVMET: &str = "sys/kernel/config/nvmet";
+const DEBUG: &str = "sys/kernel/debug/nvmet";
 
 /// What of the NVMe target the kernel offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +40,13 @@ pub struct Subsystem {
     pub namespaces: Vec<Namespace>,
     /// The hosts linked under `allowed_hosts`, sorted.
     pub allowed_hosts: Vec<String>,
+    /// Whether every host may connect.
+    pub any_host: bool,
+    /// Its serial number.
+    pub serial: Option<String>,
+    /// How many controllers are connected, where the kernel tells (6.11 and newer,
+    /// with debugfs mounted).
+    pub controllers: Option<usize>,
 }
 
 /// A port.
@@ -47,6 +58,8 @@ pub struct Port {
     pub address: Option<String>,
     /// `addr_trtype`, `None` while it is not set.
     pub protocol: Option<String>,
+    /// `addr_trsvcid`, `None` while it is not set.
+    pub service_id: Option<String>,
     /// The NQNs linked to it, sorted.
     pub subsystems: Vec<String>,
 }
@@ -85,7 +98,10 @@ pub fn subsystems(root: &Root) -> Result<Vec<Subsystem>> {
         let dir = format!("{NVMET}/subsystems/{nqn}");
         let namespaces = namespaces(root, &dir)?;
         let allowed_hosts = sorted(root.names(format!("{dir}/allowed_hosts"))?);
-        found.push(Subsystem { nqn, namespaces, allowed_hosts });
+        let any_host = root.number(format!("{dir}/attr_allow_any_host")) == Some(1);
+        let serial = root.attribute(format!("{dir}/attr_serial"));
+        let controllers = controllers(root, &nqn);
+        found.push(Subsystem { nqn, namespaces, allowed_hosts, any_host, serial, controllers });
     }
     Ok(found)
 }
@@ -101,6 +117,15 @@ fn namespaces(root: &Root, subsystem: &str) -> Result<Vec<Namespace>> {
     }
     found.sort_by_key(|namespace| namespace.id);
     Ok(found)
+}
+
+fn controllers(root: &Root, nqn: &str) -> Option<usize> {
+    let dir = format!("{DEBUG}/{nqn}");
+    if !root.exists(&dir) {
+        return None;
+    }
+    let names = root.names(&dir).ok()?;
+    Some(names.iter().filter(|name| name.starts_with("ctrl")).count())
 }
 
 /// Tells the initiators of a namespace that its device has a new size. Does
@@ -126,6 +151,7 @@ pub fn ports(root: &Root) -> Result<Vec<Port>> {
             id,
             address: set("addr_traddr"),
             protocol: set("addr_trtype"),
+            service_id: set("addr_trsvcid"),
             subsystems: sorted(root.names(format!("{dir}/subsystems"))?),
         });
     }

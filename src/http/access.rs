@@ -1,0 +1,225 @@
+//! Who may do what: tokens, addresses, and what browsers are kept from.
+
+use super::parse::{Fields, Refusal};
+use super::tokens::{Role, Tokens};
+use super::{Answer, Header, Method, Peer};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What an administrator lays down about access.
+#[derive(Debug, Clone, Default)]
+pub struct Policy {
+    /// Only holders of the tokens in this file come in. Without it, everybody may read, and
+    /// changes are allowed from this machine only.
+    pub token_file: Option<PathBuf>,
+    /// Everybody may change everything.
+    pub open: bool,
+    /// Names under which clients may reach the daemon, besides this machine's own.
+    pub allow_hosts: Vec<String>,
+    /// Origins, such as `https://console.example`, whose pages may use the daemon.
+    pub allow_origins: Vec<String>,
+}
+
+/// The policy, with the tokens read.
+#[derive(Debug, Default)]
+pub struct Access {
+    policy: Policy,
+    tokens: Option<Tokens>,
+    origins: Vec<Arc<str>>,
+}
+
+/// What becomes of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Verdict {
+    /// The name of the token it came with.
+    pub caller: Option<Arc<str>>,
+    /// The allowed origin it came from, for the answer.
+    pub origin: Option<Arc<str>>,
+    pub decision: Decision,
+}
+
+/// Whether the request goes on to a handler.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Decision {
+    /// It does.
+    Pass,
+    /// It is a browser's question whether it may ask something, and it may.
+    Preflight,
+    /// It does not.
+    Refuse(Refusal),
+}
+
+const NOT_AUTHENTICATED: Refusal =
+    Refusal { status: 401, message: "This needs a token: send Authorization: Bearer TOKEN." };
+const VIEWER: Refusal =
+    Refusal { status: 403, message: "The token is a viewer's and may not change anything." };
+const NOT_LOCAL: Refusal = Refusal {
+    status: 403,
+    message: "Changes are allowed from this machine only; start the daemon with --token-file, or with \
+              --open to let everybody change everything.",
+};
+const STRANGE_ORIGIN: Refusal =
+    Refusal { status: 403, message: "A page of another origin may not do this; --allow-origin lets it." };
+const STRANGE_HOST: Refusal = Refusal {
+    status: 403,
+    message: "The Host is neither an address nor a name of this machine; --allow-host adds a name.",
+};
+
+impl Access {
+    /// Reads what the policy names.
+    ///
+    /// # Errors
+    /// A bad token file, a malformed origin, or parts of the policy that exclude each other.
+    pub fn new(policy: Policy) -> io::Result<Access> {
+        let invalid = |message: String| io::Error::new(io::ErrorKind::InvalidInput, message);
+        if policy.open && policy.token_file.is_some() {
+            return Err(invalid("a token file and --open exclude each other".to_owned()));
+        }
+        for origin in &policy.allow_origins {
+            if !is_origin(origin) {
+                return Err(invalid(format!("{origin:?} is no origin such as https://console.example")));
+            }
+        }
+        if policy.open {
+            log::warn!("--open: everybody who reaches this daemon may change and destroy everything");
+        }
+        let tokens = policy.token_file.as_deref().map(Tokens::read).transpose()?;
+        let origins = policy.allow_origins.iter().map(|origin| origin.as_str().into()).collect();
+        Ok(Access { policy, tokens, origins })
+    }
+
+    /// Reads the token file again. A bad one is reported, and the tokens stay as they are.
+    pub(super) fn reload(&mut self) {
+        let Some(path) = &self.policy.token_file else { return };
+        match Tokens::read(path) {
+            Ok(tokens) => {
+                log::info!("{tokens:?} read from {}", path.display());
+                self.tokens = Some(tokens);
+            }
+            Err(error) => log::error!("{error}; the tokens read before stay valid"),
+        }
+    }
+
+    /// Decides on a request.
+    pub(super) fn judge(
+        &self,
+        peer: &Peer,
+        method: &Method,
+        fields: &Fields<'_>,
+        is_change: bool,
+    ) -> Verdict {
+        let allowed = |name: &[u8]| self.origins.iter().find(|origin| origin.as_bytes() == name);
+        let origin = fields.origin.and_then(allowed).cloned();
+        let preflight = *method == Method::Options && fields.origin.is_some() && fields.preflight;
+        let (caller, refusal) = if !self.is_host_fine(peer, fields) {
+            (None, Some(STRANGE_HOST))
+        } else if (is_change || preflight) && origin.is_none() && !is_own_origin(fields) {
+            (None, Some(STRANGE_ORIGIN))
+        } else if preflight {
+            (None, None)
+        } else {
+            self.rights(peer, fields, is_change)
+        };
+        let decision = match refusal {
+            Some(refusal) => Decision::Refuse(refusal),
+            None if preflight => Decision::Preflight,
+            None => Decision::Pass,
+        };
+        Verdict { caller, origin, decision }
+    }
+
+    /// Against DNS rebinding: a page of a name that its owner made resolve to this machine is of
+    /// the same origin in a browser's eyes, and only the Host gives it away. Tokens make it
+    /// unnecessary, since such a page has none; and no browser speaks to a Unix socket.
+    fn is_host_fine(&self, peer: &Peer, fields: &Fields<'_>) -> bool {
+        let is_ours = |host| self.is_our_name(host_name(host));
+        self.tokens.is_some() || *peer == Peer::Unix || fields.host.is_none_or(is_ours)
+    }
+
+    fn is_our_name(&self, name: &str) -> bool {
+        let bare = name.strip_suffix('.').unwrap_or(name);
+        let is = |other: &str| !other.is_empty() && bare.eq_ignore_ascii_case(other);
+        let v6 = name.strip_prefix('[').and_then(|name| name.strip_suffix(']'));
+        v6.is_some_and(|name| name.parse::<Ipv6Addr>().is_ok())
+            || name.parse::<Ipv4Addr>().is_ok()
+            || is("localhost")
+            || self.policy.allow_hosts.iter().any(|host| is(host))
+            || rustix::system::uname()
+                .nodename()
+                .to_str()
+                .is_ok_and(|host| is(host) || is(host.split('.').next().unwrap_or_default()))
+    }
+
+    /// The caller's name, and what it lacks to do this.
+    fn rights(
+        &self,
+        peer: &Peer,
+        fields: &Fields<'_>,
+        is_change: bool,
+    ) -> (Option<Arc<str>>, Option<Refusal>) {
+        let Some(tokens) = &self.tokens else {
+            let may = !is_change || self.policy.open || is_local(peer);
+            return (None, (!may).then_some(NOT_LOCAL));
+        };
+        match fields.authorization.and_then(bearer).and_then(|token| tokens.find(token)) {
+            // Only root can open the socket, whatever token it holds.
+            found if *peer == Peer::Unix => (found.map(|(_, name)| name), None),
+            None => (None, Some(NOT_AUTHENTICATED)),
+            Some((Role::Viewer, name)) if is_change => (Some(name), Some(VIEWER)),
+            Some((_, name)) => (Some(name), None),
+        }
+    }
+}
+
+/// The answer to a preflight that is allowed; its origin is added as to every answer.
+pub(super) fn preflight_answer() -> Answer {
+    let fields = [
+        ("Access-Control-Allow-Methods", "GET, HEAD, POST"),
+        ("Access-Control-Allow-Headers", "Authorization, Content-Type"),
+        ("Access-Control-Max-Age", "600"),
+    ];
+    let fields = fields.into_iter().filter_map(|(name, value)| Header::from_bytes(name, value).ok());
+    fields.fold(Answer::from_data([]).with_status_code(204), Answer::with_header)
+}
+
+/// On this machine, over IPv4, IPv6, or IPv4 in IPv6's clothes.
+fn is_local(peer: &Peer) -> bool {
+    match peer {
+        Peer::Unix => true,
+        Peer::Ip(address) => address.ip().to_canonical().is_loopback(),
+    }
+}
+
+/// The token of `Bearer TOKEN`.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = value.split_at_checked(b"Bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token.trim_ascii())
+}
+
+/// No page at all, or one that this daemon itself answered for.
+fn is_own_origin(fields: &Fields<'_>) -> bool {
+    let Some(origin) = fields.origin else { return true };
+    let host = [&b"http://"[..], b"https://"].iter().find_map(|scheme| origin.strip_prefix(*scheme));
+    host.is_some_and(|host| fields.host.is_some_and(|own| own.as_bytes().eq_ignore_ascii_case(host)))
+}
+
+/// A Host without its port.
+fn host_name(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+/// As browsers write it: lower case, no path.
+fn is_origin(origin: &str) -> bool {
+    let host = origin.strip_prefix("https://").or(origin.strip_prefix("http://"));
+    let is_host_byte =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._:[]".contains(&byte);
+    host.is_some_and(|host| !host.is_empty() && host.bytes().all(is_host_byte))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,88 @@
+//! The audit log: one line for each change, done or refused.
+//!
+//! The target is printable ASCII when it gets here and is escaped as well, so that no client can
+//! make a line say what is not so.
+
+use super::Request;
+use std::time::{Duration, Instant};
+
+/// Refused changes that are logged in a second: anybody can send any number of them.
+const REFUSED_A_SECOND: u32 = 20;
+
+/// Logs a change, with how long it took.
+pub(super) fn done(request: &Request, status: u16, took: Duration) {
+    log::info!(target: "audit", "{} ms={}", line(request, status), took.as_millis());
+}
+
+fn line(request: &Request, status: u16) -> String {
+    let Request { method, target, peer, caller, .. } = request;
+    let action = format!("{method} {target}");
+    let caller = caller.as_deref().unwrap_or("-");
+    format!("peer={peer} caller={caller} action={action:?} status={status}")
+}
+
+/// Logs changes that were refused before they began, up to so many a second.
+#[derive(Default)]
+pub(super) struct Refusals {
+    second: Option<Instant>,
+    logged: u32,
+    left_out: u64,
+}
+
+impl Refusals {
+    /// Logs one, or counts it.
+    pub fn log(&mut self, request: &Request, status: u16, now: Instant) {
+        if self.second.is_none_or(|begin| now.duration_since(begin) >= Duration::from_secs(1)) {
+            if self.left_out > 0 {
+                log::info!(target: "audit", "{} more changes were refused", self.left_out);
+            }
+            *self = Refusals { second: Some(now), ..Refusals::default() };
+        }
+        if self.logged < REFUSED_A_SECOND {
+            self.logged += 1;
+            log::info!(target: "audit", "{} ms=0", line(request, status));
+        } else {
+            self.left_out += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::{Method, Peer};
+
+    #[test]
+    fn a_line_says_who_did_what_and_cannot_be_forged() {
+        let mut request = Request {
+            method: Method::Post,
+            target: r#"/v1/a"\"#.to_owned(),
+            peer: Peer::Unix,
+            body: Vec::new(),
+            caller: None,
+        };
+        assert_eq!(line(&request, 404), r#"peer=unix caller=- action="POST /v1/a\"\\" status=404"#);
+        request.peer = Peer::Ip("[::ffff:192.0.2.7]:80".parse().unwrap());
+        request.caller = Some("ops".into());
+        assert!(line(&request, 200).starts_with("peer=192.0.2.7:80 caller=ops action="));
+    }
+
+    #[test]
+    fn a_flood_of_refusals_is_counted_and_not_logged() {
+        let request = Request {
+            method: Method::Post,
+            target: "/".to_owned(),
+            peer: Peer::Unix,
+            body: Vec::new(),
+            caller: None,
+        };
+        let mut refusals = Refusals::default();
+        let now = Instant::now();
+        for _ in 0..100 {
+            refusals.log(&request, 401, now);
+        }
+        assert_eq!((refusals.logged, refusals.left_out), (REFUSED_A_SECOND, 80));
+        refusals.log(&request, 401, now + Duration::from_secs(1));
+        assert_eq!((refusals.logged, refusals.left_out), (1, 0));
+    }
+}

@@ -1,0 +1,172 @@
+//! What clients may take, and what becomes of those that take more.
+
+use crate::daemon::*;
+use rapiddiskd::http::Limits;
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
+use std::thread::{self};
+use std::time::{Duration, Instant};
+
+#[test]
+fn changes_are_bounded_and_reads_go_on() {
+    let daemon = start(Limits { workers: 4, changes: 2, ..Limits::default() });
+    let mut held: Vec<_> = (0..2).map(|_| daemon.connect()).collect();
+    for client in &mut held {
+        client.send("POST /wait HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    }
+    let mut third = daemon.connect();
+    thread::sleep(Duration::from_millis(200));
+    third.send("POST /third HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let reply = third.reply();
+    assert_eq!(reply.status, 503);
+    assert!(reply.head.contains("\r\nRetry-After: 1\r\n"), "{}", reply.head);
+    for number in 0..50 {
+        assert_eq!(daemon.get(&format!("/read/{number}")).status, 200);
+    }
+    for client in &mut held {
+        daemon.gate.send(()).unwrap();
+        assert_eq!(client.reply().status, 200);
+    }
+    // The connection that was refused is as good as before.
+    third.send("POST /third HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    assert_eq!(third.reply().status, 200);
+}
+
+#[test]
+fn with_every_worker_held_requests_are_refused_in_time_and_instant_ones_answered() {
+    let limits = Limits { workers: 2, queue: 1, queue_time: Duration::from_millis(300), ..Limits::default() };
+    let daemon = start(limits);
+    let mut held: Vec<_> = (0..2).map(|_| daemon.connect()).collect();
+    for client in &mut held {
+        client.send("GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        // Until a worker has it, it takes the one place in the queue.
+        thread::sleep(Duration::from_millis(100));
+    }
+    let begin = Instant::now();
+    let mut queued = daemon.connect();
+    queued.send("GET /queued HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    thread::sleep(Duration::from_millis(50));
+    assert_eq!(daemon.get("/too-many").status, 503);
+    assert_eq!(daemon.get("/instant").status, 200);
+    assert!(begin.elapsed() < Duration::from_millis(300));
+    assert_eq!(queued.reply().status, 503);
+    assert!(begin.elapsed() >= Duration::from_millis(300));
+    for client in &mut held {
+        daemon.gate.send(()).unwrap();
+        assert_eq!(client.reply().status, 200);
+    }
+    queued.send("GET /again HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    assert_eq!(queued.reply().status, 200);
+}
+
+#[test]
+fn every_state_has_its_deadline() {
+    let time = Duration::from_millis(300);
+    let limits = Limits { head_time: time, idle_time: time * 2, write_time: time * 2, ..Limits::default() };
+    let daemon = start(limits);
+    let begin = Instant::now();
+    let mut idle = daemon.connect();
+    let mut part = daemon.connect();
+    part.send("GET / HTTP/1.1\r\nHost:");
+    let mut body = daemon.connect();
+    body.send("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n");
+    for client in [&mut part, &mut body] {
+        assert_eq!(client.reply().status, 408);
+        client.ends();
+    }
+    assert!(begin.elapsed() >= time);
+    idle.ends();
+    assert!(begin.elapsed() >= time * 2);
+    // A worker need not ring after an answer, and the time that runs from there holds all the same.
+    let begin = Instant::now();
+    let mut kept = daemon.connect();
+    kept.send("GET /a HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    kept.reply();
+    kept.ends();
+    assert!(begin.elapsed() >= time * 2 && begin.elapsed() < time * 2 + Duration::from_millis(1500));
+    let mut lazy = daemon.connect();
+    lazy.send("GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    thread::sleep(time * 4);
+    lazy.stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut all = Vec::new();
+    let read = lazy.stream.read_to_end(&mut all);
+    assert!(all.len() < 8 << 20, "the whole answer came: {read:?}");
+}
+
+#[test]
+fn a_large_answer_arrives_whole_at_a_slow_reader() {
+    let daemon = start(Limits::default());
+    let mut client = daemon.connect();
+    client
+        .send("GET /large HTTP/1.1\r\nHost: localhost\r\n\r\nGET /next HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(client.reply().body.len(), 8 << 20);
+    assert_eq!(client.reply().body, "GET /next");
+}
+
+#[test]
+fn too_many_unsent_answers_make_for_refusals_until_they_are_gone() {
+    let daemon = start(Limits { unsent_bytes: 1 << 20, ..Limits::default() });
+    let mut lazy = daemon.connect();
+    lazy.send("GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(daemon.get("/a").status, 503);
+    assert_eq!(daemon.get("/instant").status, 200);
+    drop(lazy);
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(daemon.get("/a").status, 200);
+}
+
+#[test]
+fn when_full_the_oldest_idle_connection_gives_way_and_never_a_busy_one() {
+    let daemon = start(Limits { connections: 4, per_address: 4, ..Limits::default() });
+    let mut busy = daemon.connect();
+    busy.send("GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let mut reading = daemon.connect();
+    reading.send("GET");
+    let mut idle: Vec<_> = (0..2).map(|_| daemon.connect()).collect();
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(daemon.get("/instant").status, 200);
+    assert_eq!(idle[0].stream.read(&mut [0]).unwrap(), 0);
+    // Three more take the places of all but the busy one.
+    let more: Vec<_> = (0..3).map(|_| daemon.connect()).collect();
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(idle[1].stream.read(&mut [0]).unwrap(), 0);
+    drop(more);
+    daemon.gate.send(()).unwrap();
+    assert_eq!(busy.reply().status, 200);
+}
+
+#[test]
+fn one_address_has_no_more_than_its_share() {
+    let daemon = start(Limits { connections: 8, per_address: 2, ..Limits::default() });
+    let mut clients: Vec<_> = (0..3).map(|_| daemon.connect()).collect();
+    thread::sleep(Duration::from_millis(200));
+    assert_eq!(clients[0].stream.read(&mut [0]).unwrap(), 0);
+    let other = SocketAddr::new("::1".parse().unwrap(), daemon.address.port());
+    let mut other = Client::new(TcpStream::connect(other).unwrap());
+    thread::sleep(Duration::from_millis(200));
+    other.send("GET /peer HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    assert!(other.reply().body.starts_with("[::1]:"));
+    for client in &mut clients[1..] {
+        client.send("GET /peer HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        assert!(client.reply().body.starts_with("127.0.0.1:"));
+    }
+}
+
+#[test]
+fn clients_that_vanish_leave_nothing_behind() {
+    let daemon = start(Limits { connections: 4, per_address: 4, ..Limits::default() });
+    for target in ["/sleep", "/instant", "/large"] {
+        for _ in 0..6 {
+            let mut client = daemon.connect();
+            client.send(&format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+            // Unread data or a pending answer: the kernel sends a reset.
+            rustix::net::sockopt::set_socket_linger(&client.stream, Some(Duration::ZERO)).unwrap();
+        }
+        thread::sleep(Duration::from_millis(700));
+        for _ in 0..10 {
+            assert_eq!(daemon.get("/a").status, 200);
+        }
+    }
+}

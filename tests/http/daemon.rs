@@ -1,0 +1,202 @@
+//! A server with a service that stands in for the API, and a client.
+
+use rapiddiskd::http::{Access, Answer, Limits, Listen, Method, Request, Server, Service, Wake};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::{AsFd, OwnedFd};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// Handlers block on `gate` where their path says so, until the test lets them go.
+struct Stub {
+    gate: Mutex<Receiver<()>>,
+}
+
+impl Service for Stub {
+    fn is_change(&self, method: &Method, target: &str) -> bool {
+        assert_ne!(target, "/panic-in-routing");
+        *method == Method::Post
+    }
+
+    fn is_instant(&self, _method: &Method, target: &str) -> bool {
+        target.starts_with("/instant")
+    }
+
+    fn answer(&self, request: &Request) -> Answer {
+        let target = request.target.as_str();
+        if target.ends_with("/panic") {
+            panic!("a handler's fault");
+        }
+        if target.starts_with("/wait") {
+            self.gate.lock().unwrap().recv().unwrap();
+        }
+        if target.starts_with("/sleep") {
+            thread::sleep(Duration::from_millis(300));
+        }
+        match target {
+            "/large" => Answer::from_data(vec![b'x'; 8 << 20]),
+            "/caller" => Answer::from_string(request.caller.as_deref().unwrap_or("-")),
+            "/peer" => Answer::from_string(request.peer.to_string()),
+            "/body" => Answer::from_data(request.body.clone()),
+            _ => Answer::from_string(format!("{} {target}", request.method)),
+        }
+    }
+
+    fn refusal(&self, status: u16, message: &str) -> Answer {
+        assert_ne!(message, "");
+        Answer::from_string(message).with_status_code(status)
+    }
+}
+
+/// What is written to the descriptor that wakes the server.
+const STOP: u64 = 1;
+const RELOAD: u64 = 2;
+
+pub const LOOPBACK: Listen = Listen::Tcp(SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)));
+
+pub struct Daemon {
+    pub address: SocketAddr,
+    pub gate: Sender<()>,
+    orders: OwnedFd,
+    pub thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+pub fn start(limits: Limits) -> Daemon {
+    start_at(&[Listen::Tcp("[::]:0".parse().unwrap())], limits)
+}
+
+pub fn start_at(listen: &[Listen], limits: Limits) -> Daemon {
+    start_with(listen, limits, Access::default())
+}
+
+pub fn start_with(listen: &[Listen], limits: Limits, access: Access) -> Daemon {
+    let server = Server::bind(listen, limits, access).unwrap();
+    let port = server.local_addrs().first().map_or(0, SocketAddr::port);
+    let (gate, receiver) = channel();
+    let orders = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+    let wake = orders.try_clone().unwrap();
+    let service = Arc::new(Stub { gate: Mutex::new(receiver) });
+    let thread = thread::spawn(move || {
+        let mut take = || {
+            let mut order = [0; 8];
+            rustix::io::read(&wake, &mut order).unwrap();
+            if u64::from_ne_bytes(order) == RELOAD { Wake::Reload } else { Wake::Stop }
+        };
+        server.run(service, wake.as_fd(), &mut take)
+    });
+    Daemon { address: ([127, 0, 0, 1], port).into(), gate, orders, thread: Some(thread) }
+}
+
+impl Daemon {
+    pub fn connect(&self) -> Client<TcpStream> {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Client::new(stream)
+    }
+
+    pub fn get(&self, target: &str) -> Reply {
+        let mut client = self.connect();
+        client.send(&format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+        client.reply()
+    }
+
+    pub fn tell(&self, order: Wake) {
+        let order = if order == Wake::Reload { RELOAD } else { STOP };
+        rustix::io::write(&self.orders, &order.to_ne_bytes()).unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.tell(Wake::Stop);
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            if !thread::panicking() {
+                ended.unwrap().unwrap();
+            }
+        }
+    }
+}
+
+pub struct Client<S> {
+    pub stream: S,
+    input: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub struct Reply {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+impl<S: Read + Write> Client<S> {
+    pub fn new(stream: S) -> Client<S> {
+        Client { stream, input: Vec::new() }
+    }
+
+    pub fn send(&mut self, text: &str) {
+        self.stream.write_all(text.as_bytes()).unwrap();
+    }
+
+    fn fill(&mut self) -> bool {
+        let mut chunk = [0; 65536];
+        let length = self.stream.read(&mut chunk).unwrap();
+        self.input.extend_from_slice(&chunk[..length]);
+        length > 0
+    }
+
+    pub fn head(&mut self) -> (String, usize) {
+        let head = self.bare_head();
+        let length = head.split("Content-Length: ").nth(1).unwrap();
+        let length = length.lines().next().unwrap().parse().unwrap();
+        (head, length)
+    }
+
+    pub fn bare_head(&mut self) -> String {
+        loop {
+            if let Some(end) = self.input.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+                let head: Vec<u8> = self.input.drain(..end + 4).collect();
+                return String::from_utf8(head).unwrap();
+            }
+            assert!(self.fill(), "the connection ended within a head: {:?}", self.input);
+        }
+    }
+
+    pub fn reply(&mut self) -> Reply {
+        let (head, length) = self.head();
+        while self.input.len() < length {
+            assert!(self.fill(), "the connection ended within a body");
+        }
+        let body = String::from_utf8(self.input.drain(..length).collect()).unwrap();
+        assert!(head.starts_with("HTTP/1.1 "), "{head}");
+        Reply { status: head[9..12].parse().unwrap(), head, body }
+    }
+
+    /// The server closes, with nothing more to read, and without breaking the connection.
+    pub fn ends(&mut self) {
+        assert!(self.input.is_empty() && !self.fill(), "more came: {:?}", self.input);
+    }
+}
+
+/// A directory of the test's own, removed at its end.
+pub struct Scratch(pub PathBuf);
+
+impl Scratch {
+    pub fn new(name: &str) -> Scratch {
+        let path = std::env::temp_dir().join(format!("rapiddiskd-http-{}-{name}", std::process::id()));
+        std::fs::create_dir(&path).unwrap();
+        Scratch(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).unwrap();
+    }
+}
