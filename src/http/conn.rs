@@ -6,7 +6,7 @@
 use super::render::Shape;
 use super::workers::Line;
 use super::{Limits, Peer, Share};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 use std::sync::Arc;
 use std::time::Instant;
@@ -119,7 +119,7 @@ impl Conn {
     }
 
     fn read(&mut self, into: &mut [u8]) -> (Received, usize) {
-        match recv(&self.line.socket, &mut *into, RecvFlags::DONTWAIT) {
+        match retry_on_intr(|| recv(&self.line.socket, &mut *into, RecvFlags::DONTWAIT)) {
             Ok((0, _)) => (Received::End, 0),
             Ok((length, _)) => {
                 // Fewer bytes than asked for: there are no more now, and epoll tells of new ones.
@@ -127,7 +127,6 @@ impl Conn {
                 self.readable = length == into.len() || self.hangup;
                 (Received::Some, length)
             }
-            Err(Errno::INTR) => (Received::Nothing, 0),
             Err(Errno::AGAIN) => {
                 self.readable = false;
                 (Received::Nothing, 0)

@@ -112,7 +112,8 @@ fn first_fault(window: &[u8], limits: &Limits) -> (usize, Option<Refusal>) {
     });
     let bare = bare.map(|at| (at, 400, "A line ends without CR."));
     let too_long = too_long.map(|at| (at, 414, "The request target is too long."));
-    match bare.into_iter().chain(too_long).min() {
+    // Of two at one place the target's length comes first: the line's end is one byte further.
+    match too_long.into_iter().chain(bare).min_by_key(|&(at, ..)| at) {
         Some((at, status, message)) => (at, Some(Refusal { status, message })),
         None => (window.len(), None),
     }

@@ -8,6 +8,7 @@ use super::audit;
 use super::render::{Rendered, Shape, render};
 use super::{Answer, Request, Service};
 use rustix::fd::OwnedFd;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{SendFlags, send};
 use std::collections::VecDeque;
 use std::io;
@@ -63,11 +64,12 @@ impl Line {
     /// Writes what the socket takes now.
     ///
     /// # Errors
-    /// The connection is broken; `WouldBlock` and `Interrupted` count as nothing written.
+    /// The connection is broken. A full socket counts as nothing written.
     pub fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        match send(&self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match retry_on_intr(|| send(&self.socket, bytes, flags)) {
             Ok(length) => Ok(length),
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(0),
+            Err(Errno::AGAIN) => Ok(0),
             Err(error) => Err(error.into()),
         }
     }

@@ -16,6 +16,8 @@ const GET_ADDRESS: Opcode = 0x8915;
 const NAME_SIZE: usize = 16;
 /// Bytes of `struct ifreq`.
 const REQUEST_SIZE: usize = 40;
+/// `IFA_F_DADFAILED` and `IFA_F_TENTATIVE`.
+const UNUSABLE: u32 = 0x08 | 0x40;
 /// `AF_INET`, as it stands in an address.
 const INET: u16 = 2;
 
@@ -35,13 +37,16 @@ pub fn address_of(root: &Root, interface: &str) -> Result<Option<IpAddr>> {
 }
 
 /// A line of `/proc/net/if_inet6`: address, index, prefix length, scope, flags
-/// (hexadecimal all) and name. Link-local addresses are left out: they are of no
-/// use without the interface of whoever connects.
+/// (hexadecimal all) and name. Left out are link-local addresses, which are of no
+/// use without the interface of whoever connects, and those not yet or never
+/// confirmed to be unique.
 fn parse_v6(line: &str) -> Option<(Ipv6Addr, &str)> {
     let mut fields = line.split_ascii_whitespace();
     let address = Ipv6Addr::from_bits(u128::from_str_radix(fields.next()?, 16).ok()?);
-    let name = fields.nth(4)?;
-    (!address.is_unicast_link_local()).then_some((address, name))
+    let flags = u32::from_str_radix(fields.nth(3)?, 16).ok()?;
+    let name = fields.next()?;
+    let is_usable = flags & UNUSABLE == 0 && !address.is_unicast_link_local();
+    is_usable.then_some((address, name))
 }
 
 fn v4_address(interface: &str) -> Result<Option<Ipv4Addr>> {
@@ -115,11 +120,14 @@ mod tests {
     }
 
     #[test]
-    fn link_local_addresses_are_left_out() {
+    fn only_usable_addresses_are_taken() {
         let global = "20010db8000000000000000000000001 02 40 00 80     eth0";
         assert_eq!(parse_v6(global), Some(("2001:db8::1".parse().unwrap(), "eth0")));
         let link_local = "fe80000000000000505400fffe123456 02 40 20 80     eth0";
         assert_eq!(parse_v6(link_local), None);
+        for unconfirmed in ["40", "08"] {
+            assert_eq!(parse_v6(&global.replace(" 80 ", &format!(" {unconfirmed} "))), None, "{unconfirmed}");
+        }
         assert_eq!(parse_v6("nonsense"), None);
     }
 }

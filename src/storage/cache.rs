@@ -97,7 +97,7 @@ impl Storage {
             if policy == Policy::Writeback {
                 let before = clear_start(disk, &claim)?;
                 undo.push(format!("clearing the first block of {disk}"), move || {
-                    self.write_start(disk, &before)
+                    self.restore_start(disk, &before)
                 });
             }
             drop(claim);
@@ -279,6 +279,16 @@ impl Storage {
         block::open(&block::node(&self.root, &disk.to_string()), Access::ClaimWrite)
             .and_then(|disk| block::write_start(&disk, bytes))
             .map_err(Error::kernel(format!("cannot write the first block of {disk}")))
+    }
+
+    /// Writes nothing where nothing has changed: a block that was never written
+    /// holds no memory.
+    fn restore_start(&self, disk: DiskName, before: &[u8]) -> Result<()> {
+        let mut now = vec![0; before.len()];
+        block::open(&block::node(&self.root, &disk.to_string()), Access::Read)
+            .and_then(|disk| block::read_start(&disk, &mut now))
+            .map_err(Error::kernel(format!("cannot read the first block of {disk}")))?;
+        if now == before { Ok(()) } else { self.write_start(disk, before) }
     }
 
     /// Refuses a mapping that somebody has open, and says who.

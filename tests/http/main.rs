@@ -1,6 +1,7 @@
 //! The HTTP front over real loopback sockets, with a service that stands in for the API.
 
 mod access;
+mod audit;
 mod bounds;
 mod daemon;
 mod life;

@@ -175,6 +175,14 @@ fn targets_are_bounded() {
     assert_eq!(status(format!("GET /{}", "a".repeat(limit))), 414);
 }
 
+/// Found by the fuzzer: with the line's bad end at hand it was 400, and 414 before that came.
+#[test]
+fn a_target_that_is_too_long_stays_so_when_its_line_ends_badly() {
+    let text = format!("GET /{}\n", "a".repeat(Limits::default().target_bytes));
+    assert_eq!(status(text.trim_end()), 414);
+    assert_eq!(status(&text), 414);
+}
+
 #[test]
 fn heads_are_bounded() {
     let limit = Limits::default().head_bytes;

@@ -11,7 +11,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Connections accepted before those that are there get their turn.
+/// Connections accepted before those that are there get their turn. Where an address may have
+/// few, it is half of these: a new one must not go before its request could be read.
 const ACCEPTS: usize = 64;
 
 /// How long accepting rests when the system has no descriptor or memory for one more.
@@ -20,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Descriptors that are not connections': standard ones, epoll, listeners, and for each worker
 /// what a handler opens.
 const OTHER_FILES: usize = 16;
-const WORKER_FILES: usize = 3;
+const WORKER_FILES: usize = 2;
 const FEWEST_CONNECTIONS: usize = 8;
 
 /// How often the log says that accepting rests.
@@ -29,8 +30,9 @@ const WARN_AGAIN: Duration = Duration::from_secs(10);
 impl Front {
     /// Takes in who waits at the listeners.
     pub(super) fn accept_all(&mut self) {
+        let most = ACCEPTS.min(self.limits.per_address.div_ceil(2));
         for index in 0..self.listeners.len() {
-            for _ in 0..ACCEPTS {
+            for _ in 0..most {
                 match self.listeners[index].accept() {
                     Ok((socket, peer)) => self.admit(socket, peer),
                     Err(Errno::AGAIN) => break,

@@ -61,6 +61,7 @@ impl Storage {
     }
 
     pub(super) fn ensure_offer<'a>(&'a self, port: u16, nqn: &Nqn, undo: &mut Undo<'a>) -> Result<()> {
+        self.keep_attribute(Item::port(port), "param_inline_data_size", undo);
         let subsystem = Item::subsystem(nqn.as_str());
         self.link(Item::offer(port, nqn.as_str()), subsystem, undo)
             .map_err(|error| self.offer_refused(port, error))
@@ -153,6 +154,18 @@ impl Storage {
         link.unlink(&self.root)?;
         undo.push(format!("unlinking {link}"), move || Ok(link.link(&self.root, &to)?));
         Ok(())
+    }
+
+    /// Sees to it that an attribute which the kernel itself changes with the next
+    /// step is as before if that is undone.
+    fn keep_attribute<'a>(&'a self, item: Item, name: &'static str, undo: &mut Undo<'a>) {
+        let Some(before) = item.get(&self.root, name) else { return };
+        undo.push(format!("the change of {name} of {item}"), move || {
+            if item.get(&self.root, name).as_ref() != Some(&before) {
+                item.set(&self.root, name, &before)?;
+            }
+            Ok(())
+        });
     }
 
     /// Sets an attribute that has another value.

@@ -1,0 +1,242 @@
+//! Caches: what the kernel has after each change, and what is left of a change
+//! that failed.
+
+use std::fs;
+use std::path::Path;
+
+use rapiddiskd::kernel::dm::{Name, Report};
+
+use crate::support::data::{assert_same_data, fingerprint, noise, read, write};
+use crate::support::kernel::{dm, has_udev, mappings, names, put, settle, size, target};
+use crate::support::{MIB, PAGE, guest, sh, sys};
+
+/// Policy, prefix of the name, target, and how its table starts or goes on.
+const POLICIES: [(&str, &str, &str, &str); 4] = [
+    ("write-through", "rc-wt_", "rapiddisk-cache", "(/dev/rd0), disk dev (/dev/sda) mode (WRITETHROUGH)"),
+    ("write-around", "rc-wa_", "rapiddisk-cache", "(/dev/rd0), disk dev (/dev/sda) mode (WRITE_AROUND)"),
+    ("writeback", "rc-wb_", "writecache", "s 8:0 "),
+    ("write-back", "rc-wb_", "writecache", "s 8:0 "),
+];
+
+#[test]
+fn a_cache_is_there_in_full_when_the_answer_comes_and_gone_in_full_after_removal() {
+    let guest = guest();
+    guest.disk(16);
+    for (policy, prefix, kind, table) in POLICIES {
+        let cache = guest.cache("rd0", "sda", policy);
+        assert_eq!(cache, format!("{prefix}sda"));
+        let node = format!("/dev/mapper/{cache}");
+        let path = fs::canonicalize(&node).expect("the node");
+        assert!(path.starts_with("/dev/dm-0"), "{path:?}");
+        // dmsetup sees what our own ioctls see.
+        let told = target(&cache, Report::Table);
+        assert_eq!(told.0, kind);
+        assert!(told.1.contains(table), "{told:?}");
+        let same = sh(&format!("dmsetup table {cache}"));
+        assert_eq!(same, format!("0 131072 {} {}", told.0, told.1).trim_end());
+        let info = dm().expect("device-mapper").info(&Name::new(&cache).expect("a name")).expect("info");
+        assert!(info.active && !info.suspended, "{info:?}");
+        for device in ["rd0", "sda"] {
+            assert_eq!(names(&format!("/sys/block/{device}/holders")), ["dm-0"]);
+        }
+        assert_eq!(size("dm-0"), size("sda"));
+        settle();
+        guest.change(&format!("removeRapidDiskCache/{cache}"));
+        assert!(fs::symlink_metadata(&node).is_err(), "{node} is left");
+        assert_eq!(mappings(), [""; 0]);
+        assert_eq!(names("/sys/block/rd0/holders"), [""; 0]);
+        assert_eq!(guest.caches().len(), 0);
+        guest.post(&format!("removeRapidDiskCache/{cache}")).failure(404, &[&cache]);
+    }
+    guest.change("removeRapidDisk/rd0");
+}
+
+#[test]
+fn caches_come_and_go_without_a_pause() {
+    let guest = guest();
+    guest.disk(8);
+    for i in 0..12 {
+        let (policy, ..) = POLICIES[i % 3];
+        let cache = guest.cache("rd0", "sda", policy);
+        let node = format!("/dev/mapper/{cache}");
+        if i % 2 == 0 {
+            write(&node, 0, &noise(i as u64, PAGE));
+        }
+        guest.change(&format!("removeRapidDiskCache/{cache}"));
+        assert!(fs::symlink_metadata(&node).is_err(), "{node} is left");
+    }
+    guest.change("removeRapidDisk/rd0");
+}
+
+#[test]
+fn what_is_written_is_on_the_source_at_once_but_with_writeback() {
+    let guest = guest();
+    guest.disk(16);
+    for (policy, ..) in &POLICIES[..2] {
+        let data = noise(policy.len() as u64, 6 * MIB as usize);
+        let cache = guest.cache("rd0", "sda", policy);
+        write(&format!("/dev/mapper/{cache}"), 20 * MIB, &data);
+        assert_same_data(policy, &read("/dev/sda", 20 * MIB, data.len()), &data);
+        assert_same_data(policy, &read(&format!("/dev/mapper/{cache}"), 20 * MIB, data.len()), &data);
+        // From memory this time.
+        assert_same_data(policy, &read(&format!("/dev/mapper/{cache}"), 20 * MIB, data.len()), &data);
+        settle();
+        guest.change(&format!("removeRapidDiskCache/{cache}"));
+        assert_same_data(policy, &read("/dev/sda", 20 * MIB, data.len()), &data);
+    }
+}
+
+#[test]
+fn a_cache_knows_nothing_of_an_earlier_one_on_the_same_disk() {
+    let guest = guest();
+    guest.disk(16);
+    for (i, (policy, ..)) in POLICIES.iter().enumerate() {
+        let old = noise(i as u64, 4 * MIB as usize);
+        let cache = guest.cache("rd0", "sda", policy);
+        let node = format!("/dev/mapper/{cache}");
+        write(&node, 0, &old);
+        read(&node, 0, old.len());
+        settle();
+        guest.change(&format!("removeRapidDiskCache/{cache}"));
+        // The source goes on without the cache.
+        let new = noise(50 + i as u64, 4 * MIB as usize);
+        write("/dev/sda", 0, &new);
+        settle();
+        let cache = guest.cache("rd0", "sda", policy);
+        assert_same_data(policy, &read(&node, 0, new.len()), &new);
+        settle();
+        guest.change(&format!("removeRapidDiskCache/{cache}"));
+        assert_same_data(policy, &read("/dev/sda", 0, new.len()), &new);
+    }
+}
+
+#[test]
+fn a_file_system_on_a_source_is_the_same_through_a_cache() {
+    let guest = guest();
+    let data = noise(1, 3 * MIB as usize);
+    // A writeback cache has blocks of 4096 bytes: a file system with smaller ones
+    // could not be mounted through it.
+    sh("mke2fs -q -F -b 4096 /dev/sdb && mount -t ext4 /dev/sdb /mnt");
+    fs::write("/mnt/before", &data).expect("a file");
+    sh("umount /mnt");
+    settle();
+    guest.disk(16);
+    for (policy, ..) in POLICIES {
+        let cache = guest.cache("rd0", "sdb", policy);
+        sh(&format!("mount -t ext4 /dev/mapper/{cache} /mnt"));
+        assert_same_data("before", &fs::read("/mnt/before").expect("the file"), &data);
+        fs::write(format!("/mnt/{policy}"), &data).expect("a file");
+        sh("umount /mnt");
+        settle();
+        guest.change(&format!("removeRapidDiskCache/{cache}"));
+        sh("mount -t ext4 /dev/sdb /mnt");
+        assert_same_data(policy, &fs::read(format!("/mnt/{policy}")).expect("the file"), &data);
+        sh("umount /mnt");
+        settle();
+    }
+}
+
+#[test]
+fn a_disk_too_small_for_a_cache_is_refused() {
+    let guest = guest();
+    guest.disk(1);
+    guest.refuses("createRapidDiskCache/rd0/sda/write-through", 409, &["rd0", "2 MiB"]);
+    guest.refuses("createRapidDiskCache/rd0/sda/write-around", 409, &["rd0", "2 MiB"]);
+    // This target makes do with less, and nothing is lost.
+    let data = noise(1, 4 * MIB as usize);
+    guest.cache("rd0", "sda", "writeback");
+    write("/dev/mapper/rc-wb_sda", 0, &data);
+    settle();
+    guest.change("removeRapidDiskCache/rc-wb_sda");
+    assert_same_data("sda", &read("/dev/sda", 0, data.len()), &data);
+}
+
+#[test]
+fn a_dangling_link_in_the_place_of_the_node_does_not_matter() {
+    let guest = guest();
+    guest.disk(8);
+    for link in ["../dm-77", "../sdb", "nowhere"] {
+        sh(&format!("ln -sf {link} /dev/mapper/rc-wt_sda"));
+        guest.cache("rd0", "sda", "write-through");
+        assert_eq!(fs::canonicalize("/dev/mapper/rc-wt_sda").expect("the node"), Path::new("/dev/dm-0"));
+        settle();
+        guest.change("removeRapidDiskCache/rc-wt_sda");
+        assert!(fs::symlink_metadata("/dev/mapper/rc-wt_sda").is_err());
+    }
+}
+
+#[test]
+fn a_file_in_the_place_of_the_node_is_left_alone_and_nothing_is_begun() {
+    let guest = guest();
+    guest.disk(8);
+    write("/dev/rd0", 0, &noise(1, 4 * PAGE));
+    for (policy, prefix, ..) in &POLICIES[..3] {
+        let node = format!("/dev/mapper/{prefix}sda");
+        fs::write(&node, "somebody's").expect("a file");
+        guest.refuses(&format!("createRapidDiskCache/rd0/sda/{policy}"), 409, &[&node]);
+        assert_eq!(fs::read_to_string(&node).expect("the file"), "somebody's");
+        fs::remove_file(&node).expect("the file");
+    }
+}
+
+#[test]
+fn a_creation_that_fails_in_its_last_step_is_undone() {
+    let guest = guest();
+    guest.disk(8);
+    write("/dev/rd0", 0, &noise(1, 4 * PAGE));
+    write("/dev/sda", 0, &noise(2, 4 * PAGE));
+    settle();
+    let source = fingerprint("/dev/sda");
+    // The last step is to make the node.
+    sh("mount --bind /dev/mapper /dev/mapper && mount -o remount,ro,bind /dev/mapper");
+    for policy in ["write-through", "write-around"] {
+        guest.refuses(&format!("createRapidDiskCache/rd0/sda/{policy}"), 500, &["rc-w", "Read-only"]);
+    }
+    guest.post("createRapidDiskCache/rd0/sda/writeback").failure(500, &["rc-wb_sda", "Read-only"]);
+    assert_eq!(mappings(), [""; 0]);
+    assert_eq!(names("/sys/block/rd0/holders"), [""; 0]);
+    assert_eq!(fingerprint("/dev/sda"), source);
+    // The target has written its tables behind the first block; but the disk does
+    // not look as if it held somebody's data.
+    assert_same_data("rd0", &read("/dev/rd0", 0, PAGE), &noise(1, PAGE));
+    sh("umount /dev/mapper");
+    settle();
+    for (policy, ..) in &POLICIES[..3] {
+        let cache = guest.cache("rd0", "sda", policy);
+        settle();
+        guest.change(&format!("removeRapidDiskCache/{cache}"));
+    }
+}
+
+#[test]
+fn a_creation_that_the_kernel_refuses_leaves_everything_as_it_was() {
+    let guest = guest();
+    guest.disk(8);
+    write("/dev/rd0", 0, &noise(1, 4 * PAGE));
+    settle();
+    // The target cannot be had: not loaded, and not to be loaded.
+    let helper = sys("/proc/sys/kernel/modprobe").expect("the kernel's helper");
+    put("/proc/sys/kernel/modprobe", "/nowhere");
+    sh("rmmod rapiddisk-cache; rmmod dm-writecache");
+    for (policy, .., kind, _) in &POLICIES[..3] {
+        guest.refuses(&format!("createRapidDiskCache/rd0/sda/{policy}"), 503, &[kind, "modprobe"]);
+    }
+    assert_same_data("rd0", &read("/dev/rd0", 0, 4 * PAGE), &noise(1, 4 * PAGE));
+    put("/proc/sys/kernel/modprobe", &helper);
+    sh("modprobe -a rapiddisk-cache dm-writecache");
+    for (policy, ..) in &POLICIES[..3] {
+        let cache = guest.cache("rd0", "sda", policy);
+        settle();
+        guest.change(&format!("removeRapidDiskCache/{cache}"));
+    }
+}
+
+#[test]
+fn the_node_of_a_cache_is_a_link_whoever_makes_it() {
+    let guest = guest();
+    guest.disk(8);
+    guest.cache("rd0", "sda", "write-through");
+    settle();
+    let link = fs::read_link("/dev/mapper/rc-wt_sda").expect("a link");
+    assert_eq!(link, Path::new("../dm-0"), "udev: {}", has_udev());
+}

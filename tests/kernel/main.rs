@@ -1,0 +1,23 @@
+//! Tests that need a kernel of their own: they load modules, make and destroy
+//! devices and kill the daemon. They run as root inside the guest of
+//! `tests/guest/boot` and refuse to run anywhere else.
+//!
+//! Each test has the guest for itself, whatever the harness does: see
+//! [`support::Guest`]. Those of the module `reference` need the reference daemon:
+//! they run alone (`-- reference::`), the others without them
+//! (`-- --skip reference::`).
+
+mod support;
+
+mod cache;
+mod export;
+mod life;
+mod listing;
+mod modules;
+mod nvme;
+mod ramdisk;
+mod reference;
+mod refusal;
+mod source;
+mod usage;
+mod writeback;

@@ -1,0 +1,151 @@
+//! The guest as it was before a test, whatever the test left behind.
+
+use std::fs;
+use std::path::Path;
+
+use super::kernel::{eventually, mappings, names, ram_disks, settle, sh, sys, works};
+
+const NVMET: &str = "/sys/kernel/config/nvmet";
+
+/// Modules that the daemon needs for RAM disks and caches.
+pub const MODULES: &str = "rapiddisk rapiddisk-cache dm-mod dm-writecache";
+
+/// Removes what a test may have left. In the order of what stands on what.
+pub fn clean() {
+    unmount();
+    for line in sys("/proc/swaps").unwrap_or_default().lines().skip(1) {
+        let device = line.split_whitespace().next().unwrap_or_default();
+        works(&format!("swapoff {device}"));
+    }
+    if Path::new("/sys/class/nvme-fabrics").exists() {
+        works("nvme disconnect-all");
+    }
+    exports();
+    // A device on top of another goes in the first rounds.
+    for _ in 0..4 {
+        loops();
+        arrays();
+        remove_mappings();
+    }
+    settle();
+    for disk in ram_disks() {
+        let number = disk.trim_start_matches("rd");
+        works(&format!("echo 'rapiddisk detach {number}' >/sys/kernel/rapiddisk/mgmt"));
+    }
+    for name in names("/dev/mapper").into_iter().filter(|name| name != "control") {
+        let _ = fs::remove_file(format!("/dev/mapper/{name}"));
+    }
+    for disk in ["sda", "sdb"] {
+        if sys(&format!("/sys/block/{disk}/ro")).as_deref() == Some("1") {
+            sh(&format!("blockdev --setrw /dev/{disk}"));
+        }
+        if Path::new(&format!("/sys/block/{disk}/{disk}1")).exists() {
+            sh(&format!("dd if=/dev/zero of=/dev/{disk} bs=512 count=1; blockdev --rereadpt /dev/{disk}"));
+        }
+    }
+    let _ = fs::remove_dir_all("/tmp/test");
+    fs::create_dir("/tmp/test").expect("a directory for the test");
+    settle();
+    assert_eq!(mappings(), [""; 0], "mappings that could not be removed");
+    assert_eq!(ram_disks(), [""; 0], "RAM disks that could not be removed");
+}
+
+fn unmount() {
+    // What was exported can only be taken down where it can be seen.
+    if is_loaded("nvmet") && !Path::new(NVMET).exists() {
+        sh("mount -t configfs none /sys/kernel/config");
+    }
+    // Twice: one mount may hide another.
+    for _ in 0..2 {
+        for line in sys("/proc/mounts").unwrap_or_default().lines().rev() {
+            let on = line.split(' ').nth(1).unwrap_or_default();
+            if ["/mnt", "/tmp/test", "/dev/mapper"].iter().any(|place| on.starts_with(place)) {
+                works(&format!("umount '{}'", on.replace("\\040", " ")));
+            }
+        }
+    }
+}
+
+/// Takes down every NVMe target.
+pub fn exports() {
+    let each = |dir: &str| names(&format!("{NVMET}/{dir}"));
+    for port in each("ports") {
+        let dir = format!("{NVMET}/ports/{port}");
+        names(&format!("{dir}/subsystems"))
+            .iter()
+            .for_each(|name| remove_link(&format!("{dir}/subsystems/{name}")));
+        remove_dir(&dir);
+    }
+    for nqn in each("subsystems") {
+        let dir = format!("{NVMET}/subsystems/{nqn}");
+        for namespace in names(&format!("{dir}/namespaces")) {
+            let namespace = format!("{dir}/namespaces/{namespace}");
+            works(&format!("echo 0 >{namespace}/enable"));
+            remove_dir(&namespace);
+        }
+        let hosts = format!("{dir}/allowed_hosts");
+        names(&hosts).iter().for_each(|name| remove_link(&format!("{hosts}/{name}")));
+        remove_dir(&dir);
+    }
+    for host in each("hosts") {
+        remove_dir(&format!("{NVMET}/hosts/{host}"));
+    }
+}
+
+fn remove_link(path: &str) {
+    fs::remove_file(path).unwrap_or_else(|error| panic!("unlink {path}: {error}"));
+}
+
+fn remove_dir(path: &str) {
+    fs::remove_dir(path).unwrap_or_else(|error| panic!("rmdir {path}: {error}"));
+}
+
+fn loops() {
+    for name in names("/sys/block") {
+        if Path::new(&format!("/sys/block/{name}/loop")).exists() {
+            works(&format!("/usr/sbin/losetup -d /dev/{name}"));
+        }
+    }
+}
+
+fn arrays() {
+    for name in names("/sys/block").into_iter().filter(|name| name.starts_with("md")) {
+        works(&format!("echo clear >/sys/block/{name}/md/array_state"));
+    }
+}
+
+fn remove_mappings() {
+    // A suspended one below would make the others wait for ever.
+    for name in mappings() {
+        works(&format!("dmsetup resume {name}"));
+    }
+    for name in mappings() {
+        works(&format!("dmsetup remove --retry {name}"));
+    }
+}
+
+/// Whether a module is loaded.
+pub fn is_loaded(module: &str) -> bool {
+    Path::new(&format!("/sys/module/{}", module.replace('-', "_"))).exists()
+}
+
+/// Loads what the daemon needs.
+pub fn load() {
+    if !MODULES.split(' ').all(is_loaded) {
+        sh(&format!("modprobe -a {MODULES}"));
+    }
+}
+
+/// Unloads all that the daemon could need, after [`clean`].
+pub fn unload() {
+    if names("/sys/kernel/config").contains(&"nvmet".into()) || is_loaded("configfs") {
+        works("umount /sys/kernel/config");
+    }
+    let modules = "nvme_tcp nvme_rdma nvmet_tcp nvmet_rdma nvmet rapiddisk_cache rapiddisk dm_writecache dm_flakey dm_delay dm_bufio dm_mod";
+    eventually("the modules are unloaded", || {
+        for module in modules.split(' ').filter(|module| is_loaded(module)) {
+            works(&format!("rmmod {module}"));
+        }
+        !["rapiddisk", "rapiddisk-cache", "dm-mod", "dm-writecache", "nvmet"].into_iter().any(is_loaded)
+    });
+}

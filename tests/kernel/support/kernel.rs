@@ -1,0 +1,217 @@
+//! The kernel as it says itself that it is, past the daemon: sysfs, device-mapper
+//! and the usual programs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rapiddiskd::kernel::Root;
+use rapiddiskd::kernel::dm::{Control, Name, Report};
+
+use super::data::fingerprint;
+
+/// Runs a shell command that must succeed, and gives what it printed.
+pub fn sh(command: &str) -> String {
+    let output = output(command);
+    assert!(output.status.success(), "{command}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+}
+
+/// Whether a shell command succeeds.
+pub fn works(command: &str) -> bool {
+    output(command).status.success()
+}
+
+fn output(command: &str) -> Output {
+    let mut sh = Command::new("sh");
+    sh.args(["-c", command])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|error| panic!("{command}: {error}"))
+}
+
+/// A shell command in the background, ended when dropped.
+pub struct Process(Child);
+
+impl Process {
+    pub fn start(command: &str) -> Process {
+        let mut sh = Command::new("sh");
+        let child = sh.args(["-c", command]).stdin(Stdio::null()).spawn();
+        Process(child.unwrap_or_else(|error| panic!("{command}: {error}")))
+    }
+
+    /// That of the command, if it was started with `exec`.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.0.try_wait().expect("its state").is_some()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A file of the kernel's without the white space around it.
+pub fn sys(path: &str) -> Option<String> {
+    Some(fs::read_to_string(path).ok()?.trim().to_owned())
+}
+
+/// Writes to a file of the kernel's.
+pub fn put(path: &str, text: &str) {
+    fs::write(path, text).unwrap_or_else(|error| panic!("write {text:?} to {path}: {error}"));
+}
+
+pub fn names(dir: &str) -> Vec<String> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    names
+}
+
+/// The size of a disk in bytes, as the kernel has it.
+pub fn size(disk: &str) -> Option<u64> {
+    Some(sys(&format!("/sys/block/{disk}/size"))?.parse::<u64>().ok()? * 512)
+}
+
+/// The RAM disks the kernel has.
+pub fn ram_disks() -> Vec<String> {
+    let number = |name: &String| name.strip_prefix("rd")?.parse::<u32>().ok();
+    let mut disks: Vec<_> = names("/sys/block").into_iter().filter(|name| number(name).is_some()).collect();
+    disks.sort_by_key(|name| number(name));
+    disks
+}
+
+/// Memory that a RAM disk holds, in bytes, as the module lists it.
+pub fn used(disk: &str) -> Option<u64> {
+    let listed = sys("/sys/kernel/rapiddisk/devices")?;
+    let row = listed.lines().find(|line| line.split('\t').next() == Some(disk))?;
+    row.split('\t').nth(3)?.parse().ok()
+}
+
+/// Asks again for up to ten seconds.
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+pub fn has_udev() -> bool {
+    Path::new("/run/udev/control").exists()
+}
+
+/// Waits until udev's rules have seen everything.
+pub fn settle() {
+    if has_udev() {
+        sh("udevadm settle");
+    }
+}
+
+/// device-mapper's control node, through the project's own ioctls; `None` where
+/// it is not loaded.
+pub fn dm() -> Option<Control> {
+    Control::open(&Root::new("/")).ok()
+}
+
+/// The mappings there are, by name.
+pub fn mappings() -> Vec<String> {
+    let listed = dm().map_or(Vec::new(), |dm| dm.list().expect("list of mappings"));
+    let mut names: Vec<_> = listed.into_iter().map(|listed| listed.name).collect();
+    names.sort();
+    names
+}
+
+/// The one target of a mapping: its type and what it reports.
+pub fn target(mapping: &str, report: Report) -> (String, String) {
+    let name = Name::new(mapping).expect("a name");
+    let targets = dm().expect("device-mapper").report(&name, report).expect("report");
+    assert_eq!(targets.len(), 1, "{targets:?}");
+    (targets[0].kind.clone(), targets[0].text.clone())
+}
+
+/// Whether a mapping is suspended.
+pub fn is_suspended(mapping: &str) -> bool {
+    dm().expect("device-mapper").info(&Name::new(mapping).expect("a name")).expect("info").suspended
+}
+
+/// All that a refused request must leave as it was.
+#[derive(Debug, PartialEq, Eq)]
+pub struct State(BTreeMap<String, String>);
+
+impl State {
+    pub fn now() -> State {
+        // What a file system has still to write is nothing that a request did.
+        rustix::fs::sync();
+        settle();
+        let mut state = BTreeMap::new();
+        for disk in names("/sys/block") {
+            let dir = format!("/sys/block/{disk}");
+            let attribute = |name: &str| sys(&format!("{dir}/{name}")).unwrap_or_default();
+            let holders = names(&format!("{dir}/holders")).join(" ");
+            let text = format!("size {} ro {} holders {holders}", attribute("size"), attribute("ro"));
+            state.insert(dir, text);
+        }
+        for disk in ram_disks() {
+            state.insert(format!("{disk}'s contents"), format!("{:x}", fingerprint(&format!("/dev/{disk}"))));
+            state.insert(format!("{disk}'s memory"), used(&disk).unwrap_or_default().to_string());
+        }
+        for node in names("/dev/mapper") {
+            let path = format!("/dev/mapper/{node}");
+            state.insert(path.clone(), format!("{:?}", fs::read_link(&path).ok()));
+        }
+        for mapping in mappings() {
+            state.insert(format!("mapping {mapping}"), describe(&mapping));
+        }
+        tree("/sys/kernel/config/nvmet", &mut state);
+        State(state)
+    }
+
+    /// Says what differs.
+    pub fn assert_unchanged(&self, request: &str) {
+        let now = State::now();
+        let keys: std::collections::BTreeSet<_> = self.0.keys().chain(now.0.keys()).collect();
+        let differences: Vec<_> = keys
+            .into_iter()
+            .filter(|key| self.0.get(*key) != now.0.get(*key))
+            .map(|key| format!("{key}: was {:?}, is {:?}", self.0.get(key), now.0.get(key)))
+            .collect();
+        assert!(differences.is_empty(), "{request} was refused and changed: {differences:#?}");
+    }
+}
+
+fn describe(mapping: &str) -> String {
+    let (dm, name) = (dm().expect("device-mapper"), Name::new(mapping).expect("a name"));
+    let info = dm.info(&name).expect("info");
+    let kinds: Vec<_> = dm.report(&name, Report::Status).expect("report");
+    let kinds: Vec<_> = kinds.into_iter().map(|target| (target.kind, target.start, target.length)).collect();
+    let deps = dm.deps(&name).expect("deps");
+    format!("{} {} {} {} {deps:?} {kinds:?}", info.dev, info.uuid, info.active, info.suspended)
+}
+
+fn tree(path: &str, into: &mut BTreeMap<String, String>) {
+    for name in names(path) {
+        let path = format!("{path}/{name}");
+        match fs::symlink_metadata(&path) {
+            Ok(node) if node.is_dir() => {
+                into.insert(path.clone(), "directory".into());
+                tree(&path, into);
+            }
+            Ok(node) if node.is_symlink() => {
+                into.insert(path.clone(), format!("{:?}", fs::read_link(&path)));
+            }
+            _ => {
+                into.insert(path.clone(), sys(&path).unwrap_or_default());
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! What every test stands on: the guest, for one test at a time, and a daemon in it.
+
+pub mod clean;
+pub mod data;
+pub mod http;
+pub mod kernel;
+
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::ops::Deref;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+pub use data::{MIB, PAGE, assert_same_data, noise, read, write};
+pub use http::{Client, Reply};
+pub use kernel::{State, eventually, sh, sys};
+
+/// The program under test.
+const DAEMON: &str = "RAPIDDISKD";
+/// Set by the guest's init: its mode.
+const GUEST: &str = "RAPIDDISKD_GUEST";
+const LOG: &str = "/tmp/daemon.log";
+
+/// One test at a time: they change the one kernel there is.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// The guest, clean and with a daemon, until dropped; then clean again.
+pub struct Guest {
+    daemon: Daemon,
+    _alone: MutexGuard<'static, ()>,
+}
+
+/// A guest with all modules loaded.
+pub fn guest() -> Guest {
+    guest_with(&[])
+}
+
+/// The same, the daemon with these options.
+pub fn guest_with(options: &[&str]) -> Guest {
+    let alone = begin();
+    clean::load();
+    Guest { daemon: Daemon::start(options), _alone: alone }
+}
+
+/// A guest where `prepare` runs between the unloading of all modules and the
+/// start of the daemon.
+pub fn guest_after(options: &[&str], prepare: impl FnOnce()) -> Guest {
+    let alone = begin();
+    clean::unload();
+    prepare();
+    Guest { daemon: Daemon::start(options), _alone: alone }
+}
+
+/// The guest alone, without a daemon.
+pub fn begin() -> MutexGuard<'static, ()> {
+    let mode = std::env::var(GUEST).unwrap_or_default();
+    assert!(!mode.is_empty(), "these tests change the kernel they run on: run them with tests/guest/boot");
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    clean::clean();
+    let _ = fs::remove_file(LOG);
+    alone
+}
+
+impl Guest {
+    /// Kills the daemon as nothing else can, and starts it again.
+    pub fn kill_and_restart(&mut self) {
+        self.daemon.kill();
+        self.daemon = Daemon::start_on(self.daemon.client.port, &self.daemon.options);
+    }
+
+    /// A request that is refused with this status and a message that has these
+    /// words, and that changes nothing.
+    pub fn refuses(&self, path: &str, status: u16, words: &[&str]) {
+        self.refuses_each(&[path], status, words);
+    }
+
+    /// The same for each of these requests.
+    pub fn refuses_each(&self, paths: &[impl AsRef<str>], status: u16, words: &[&str]) {
+        let before = State::now();
+        for path in paths {
+            self.post(path.as_ref()).failure(status, words);
+        }
+        let paths: Vec<_> = paths.iter().map(AsRef::as_ref).collect();
+        before.assert_unchanged(&paths.join(", "));
+    }
+
+    pub fn daemon(&mut self) -> &mut Daemon {
+        &mut self.daemon
+    }
+}
+
+impl Deref for Guest {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.daemon.client
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("the daemon's log:\n{}", fs::read_to_string(LOG).unwrap_or_default());
+        }
+        // The next test cleans up first, so nothing is asserted of this one.
+        self.daemon.kill();
+    }
+}
+
+/// A running daemon.
+pub struct Daemon {
+    child: Child,
+    client: Client,
+    options: Vec<String>,
+}
+
+impl Daemon {
+    pub fn start(options: &[&str]) -> Daemon {
+        let options: Vec<_> = options.iter().map(|&option| option.to_owned()).collect();
+        Daemon::start_on(free_port(), &options)
+    }
+
+    fn start_on(port: u16, options: &[String]) -> Daemon {
+        let log = File::options().create(true).append(true).open(LOG).expect("the daemon's log");
+        let program = std::env::var(DAEMON).expect(DAEMON);
+        let child = Command::new(&program)
+            .args(["-l", "127.0.0.1", "-p", &port.to_string()])
+            .args(options)
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program}: {error}"));
+        let mut daemon = Daemon { child, client: Client { port }, options: options.to_vec() };
+        daemon.wait_until_it_answers();
+        daemon
+    }
+
+    fn wait_until_it_answers(&mut self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.client.try_request("GET", "/v1/checkServiceStatus").is_err() {
+            let ended = self.child.try_wait().expect("the daemon's state");
+            let log = || fs::read_to_string(LOG).unwrap_or_default();
+            assert!(ended.is_none(), "the daemon ended ({ended:?}): {}", log());
+            assert!(Instant::now() < deadline, "the daemon does not answer: {}", log());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL. A second time it does nothing.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    listener.local_addr().expect("its address").port()
+}
+
+/// Runs `work`, and `others` again and again on so many threads as long as it takes.
+pub fn meanwhile<T>(threads: usize, others: impl Fn() + Sync, work: impl FnOnce() -> T) -> T {
+    /// Ends the others even if the work panics: the scope waits for them.
+    struct Done<'a>(&'a AtomicBool);
+    impl Drop for Done<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    others();
+                }
+            });
+        }
+        let _done = Done(&done);
+        work()
+    })
+}

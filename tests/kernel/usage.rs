@@ -1,0 +1,326 @@
+//! Nothing that somebody uses is taken away from under him, and the refusal says
+//! who it is: for RAM disks, for sources of caches, and for the caches.
+
+use crate::support::data::{noise, write};
+use crate::support::kernel::{Process, eventually, put, settle, size};
+use crate::support::{Guest, MIB, clean, guest, guest_after, meanwhile, sh, sys};
+
+/// A way to use a device, `$D` below `/dev`.
+struct Use {
+    start: &'static str,
+    /// What a refusal says beside the device.
+    words: &'static [&'static str],
+    end: &'static str,
+}
+
+const MOUNT: Use = Use {
+    start: "mke2fs -q -F -O ^has_journal /dev/$D && mkdir -p '/mnt/a b' && mount -t ext4 /dev/$D '/mnt/a b'",
+    words: &["mounted on /mnt/a b"],
+    end: "umount '/mnt/a b'",
+};
+const READ_ONLY_MOUNT: Use = Use {
+    start: "mke2fs -q -F -O ^has_journal /dev/$D && mount -t ext4 -o ro /dev/$D /mnt",
+    words: &["mounted on /mnt"],
+    end: "umount /mnt",
+};
+const MOUNT_BY_ANOTHER_PATH: Use = Use {
+    start: "mke2fs -q -F -O ^has_journal /dev/$D
+        mknod /tmp/test/node b $(echo $N | tr : ' ') && mount -t ext4 /tmp/test/node /mnt && rm /tmp/test/node",
+    words: &["mounted on /mnt"],
+    end: "umount /mnt",
+};
+const SWAP: Use = Use { start: "mkswap /dev/$D && swapon /dev/$D", words: &["swap"], end: "swapoff /dev/$D" };
+const MAPPING: Use = Use {
+    start: "echo '0 2048 linear /dev/'$D' 0' | dmsetup create other",
+    words: &["held by other"],
+    end: "dmsetup remove --retry other",
+};
+const LOOP: Use = Use {
+    start: "modprobe loop; /usr/sbin/losetup /dev/loop5 /dev/$D",
+    words: &["backs loop5"],
+    end: "/usr/sbin/losetup -d /dev/loop5",
+};
+const ARRAY: Use = Use {
+    start: "modprobe -a md-mod raid1; echo md7 >/sys/module/md_mod/parameters/new_array; cd /sys/block/md7/md
+        echo none >metadata_version; echo raid1 >level; echo 2 >raid_disks; echo $N >new_dev
+        cat /sys/block/sdb/dev >new_dev; for member in dev-*; do echo $i >$member/slot; i=$((i + 1)); done
+        echo active >array_state",
+    words: &["held by md7"],
+    end: "echo clear >/sys/block/md7/md/array_state",
+};
+const NAMESPACE: Use = Use {
+    start: "modprobe -a configfs nvmet; mountpoint -q /sys/kernel/config || mount -t configfs none /sys/kernel/config
+        cd /sys/kernel/config/nvmet/subsystems; mkdir nqn.2024-01.org.example:a nqn.2024-01.org.example:a/namespaces/7
+        cd nqn.2024-01.org.example:a/namespaces/7; echo -n /dev/$D >device_path; echo 1 >enable",
+    words: &["namespace 7 of nqn.2024-01.org.example:a"],
+    end: "cd /sys/kernel/config/nvmet/subsystems; echo 0 >*/namespaces/7/enable; rmdir */namespaces/7; rmdir *",
+};
+const IDLE_NAMESPACE: Use = Use {
+    start: "modprobe -a configfs nvmet; mountpoint -q /sys/kernel/config || mount -t configfs none /sys/kernel/config
+        cd /sys/kernel/config/nvmet/subsystems; mkdir nqn.2024-01.org.example:a nqn.2024-01.org.example:a/namespaces/7
+        echo -n /dev/$D >nqn.2024-01.org.example:a/namespaces/7/device_path",
+    words: &["namespace 7 of nqn.2024-01.org.example:a"],
+    end: "cd /sys/kernel/config/nvmet/subsystems; rmdir */namespaces/7; rmdir *",
+};
+
+impl Use {
+    fn start(&self, device: &str) {
+        let number = sh(&format!("cat /sys/class/block/$(basename $(readlink -f /dev/{device}))/dev"));
+        sh(&format!("D={device}; N={number}; i=0; set -e; {}", self.start));
+        settle();
+    }
+
+    fn end(&self, device: &str) {
+        sh(&format!("D={device}; {}", self.end));
+        settle();
+    }
+}
+
+/// Every change that would take a RAM disk away, or its contents.
+fn destructions(disk: &str) -> Vec<String> {
+    let mut paths = vec![
+        format!("removeRapidDisk/{disk}"),
+        format!("flushRapidDisk/{disk}"),
+        format!("resizeRapidDisk/{disk}/8"),
+    ];
+    paths.extend(policies().map(|policy| format!("createRapidDiskCache/{disk}/sda/{policy}")));
+    paths
+}
+
+fn policies() -> std::array::IntoIter<&'static str, 3> {
+    ["write-through", "write-around", "writeback"].into_iter()
+}
+
+fn assert_disk_is_kept(guest: &Guest, disk: &str, words: &[&str]) {
+    guest.refuses_each(&destructions(disk), 409, &[&[disk], words].concat());
+}
+
+fn assert_source_is_kept(guest: &Guest, source: &str, words: &[&str]) {
+    let disk = guest.disk(8);
+    let path = |policy| format!("createRapidDiskCache/{disk}/{source}/{policy}");
+    guest.refuses_each(&policies().map(path).collect::<Vec<_>>(), 409, &[&[source], words].concat());
+    guest.change(&format!("removeRapidDisk/{disk}"));
+}
+
+/// A RAM disk, a source and a cache are all left alone while they are used so,
+/// and no longer than that.
+fn assert_protected(used: &Use) {
+    let guest = guest();
+    let disk = guest.disk(16);
+    used.start(&disk);
+    assert_disk_is_kept(&guest, &disk, used.words);
+    if used.start != READ_ONLY_MOUNT.start {
+        guest.refuses(&format!("lockRapidDisk/{disk}"), 409, &[&[&*disk], used.words].concat());
+    }
+    used.end(&disk);
+    for path in ["lockRapidDisk", "unlockRapidDisk", "flushRapidDisk", "removeRapidDisk"] {
+        guest.change(&format!("{path}/{disk}"));
+    }
+
+    used.start("sda");
+    assert_source_is_kept(&guest, "sda", used.words);
+    used.end("sda");
+
+    guest.disk(16);
+    for policy in policies() {
+        let cache = guest.cache(&disk, "sda", policy);
+        let node = format!("mapper/{cache}");
+        used.start(&node);
+        guest.refuses(&format!("removeRapidDiskCache/{cache}"), 409, &[&[&*cache], used.words].concat());
+        used.end(&node);
+        guest.change(&format!("removeRapidDiskCache/{cache}"));
+    }
+}
+
+#[test]
+fn what_is_mounted_is_left_alone() {
+    assert_protected(&MOUNT);
+}
+
+#[test]
+fn what_is_mounted_read_only_is_left_alone() {
+    assert_protected(&READ_ONLY_MOUNT);
+}
+
+#[test]
+fn what_is_mounted_by_a_node_that_is_gone_is_left_alone() {
+    assert_protected(&MOUNT_BY_ANOTHER_PATH);
+}
+
+#[test]
+fn swap_is_left_alone() {
+    assert_protected(&SWAP);
+}
+
+#[test]
+fn what_another_mapping_stands_on_is_left_alone() {
+    assert_protected(&MAPPING);
+}
+
+#[test]
+fn a_member_of_an_array_is_left_alone() {
+    assert_protected(&ARRAY);
+}
+
+#[test]
+fn what_backs_a_loop_device_is_left_alone() {
+    assert_protected(&LOOP);
+}
+
+#[test]
+fn what_is_exported_over_nvme_is_left_alone() {
+    assert_protected(&NAMESPACE);
+}
+
+#[test]
+fn what_a_namespace_will_export_once_enabled_is_left_alone() {
+    assert_protected(&IDLE_NAMESPACE);
+}
+
+#[test]
+fn what_a_process_has_open_is_left_alone_and_the_process_named() {
+    let guest = guest();
+    guest.disk(16);
+    for how in ["<", ">", "<>"] {
+        let reader = Process::start(&format!("exec sleep 1000 {how}/dev/rd0"));
+        let is_open = || sh(&format!("ls -l /proc/{}/fd", reader.pid())).contains("/dev/rd0");
+        eventually("rd0 is open", is_open);
+        let pid = format!("pid {}", reader.pid());
+        assert_disk_is_kept(&guest, "rd0", &["open in sleep", &pid]);
+        drop(reader);
+        settle();
+        guest.change("flushRapidDisk/rd0");
+    }
+    let reader = Process::start("exec sleep 1000 </dev/sda");
+    eventually("sda is open", || sh(&format!("ls -l /proc/{}/fd", reader.pid())).contains("/dev/sda"));
+    assert_source_is_kept(&guest, "sda", &["open in sleep", &format!("pid {}", reader.pid())]);
+    drop(reader);
+    guest.cache("rd0", "sda", "writeback");
+    let reader = Process::start("exec sleep 1000 <>/dev/mapper/rc-wb_sda");
+    eventually("the cache is open", || sh(&format!("ls -lL /proc/{}/fd", reader.pid())).contains("brw"));
+    guest.refuses("removeRapidDiskCache/rc-wb_sda", 409, &["rc-wb_sda", "open in sleep"]);
+    drop(reader);
+    guest.change("removeRapidDiskCache/rc-wb_sda");
+}
+
+#[test]
+fn what_is_mounted_where_the_daemon_cannot_see_it_is_left_alone() {
+    let guest = guest();
+    guest.disk(16);
+    sh("mke2fs -q -F -O ^has_journal /dev/rd0");
+    let hidden = Process::start("exec unshare -m sh -c 'mount -t ext4 /dev/rd0 /mnt; exec sleep 1000'");
+    let mounts = format!("/proc/{}/mounts", hidden.pid());
+    eventually("mounted out of sight", || sys(&mounts).unwrap_or_default().contains("/dev/rd0"));
+    assert!(!sys("/proc/mounts").unwrap_or_default().contains("/dev/rd0"), "it can be seen");
+    assert_disk_is_kept(&guest, "rd0", &["claimed"]);
+    guest.refuses("lockRapidDisk/rd0", 409, &["rd0"]);
+    guest.change("resizeRapidDisk/rd0/32");
+    drop(hidden);
+    eventually("the namespace is gone", || guest.post("removeRapidDisk/rd0").status == 200);
+}
+
+#[test]
+fn what_serves_as_a_cache_is_left_alone() {
+    let guest = guest();
+    guest.disk(16);
+    guest.disk(16);
+    for policy in policies() {
+        let cache = guest.cache("rd0", "sda", policy);
+        // The message is about the disk, so the source is a free one.
+        let other = |policy| format!("createRapidDiskCache/rd0/sdb/{policy}");
+        guest.refuses_each(&policies().map(other).collect::<Vec<_>>(), 409, &["rd0", &cache]);
+        let changes = [
+            "removeRapidDisk/rd0",
+            "flushRapidDisk/rd0",
+            "lockRapidDisk/rd0",
+            "resizeRapidDisk/rd0/32",
+            "resizeRapidDisk/rd0/8",
+        ];
+        guest.refuses_each(&changes, 409, &["rd0", &cache]);
+        // Nor is a source cached twice.
+        let again = |policy| format!("createRapidDiskCache/rd1/sda/{policy}");
+        guest.refuses_each(&policies().map(again).collect::<Vec<_>>(), 409, &["rc-"]);
+        guest.change(&format!("removeRapidDiskCache/{cache}"));
+    }
+    guest.change("resizeRapidDisk/rd0/32");
+    guest.change("removeRapidDisk/rd0");
+}
+
+#[test]
+fn a_disk_grows_whoever_uses_it_but_a_cache() {
+    let guest = guest();
+    for used in [MOUNT, READ_ONLY_MOUNT, SWAP, MAPPING, LOOP, NAMESPACE, IDLE_NAMESPACE, ARRAY] {
+        let disk = guest.disk(16);
+        used.start(&disk);
+        guest.change(&format!("resizeRapidDisk/{disk}/24"));
+        assert_eq!(size(&disk), Some(24 * MIB), "{}", used.start);
+        used.end(&disk);
+        guest.change(&format!("removeRapidDisk/{disk}"));
+    }
+}
+
+#[test]
+fn a_partition_of_a_source_counts_as_the_source() {
+    let guest = guest();
+    crate::source::make_partition("sda", 2048, 40960);
+    MOUNT.start("sda1");
+    assert_source_is_kept(&guest, "sda", MOUNT.words);
+    MOUNT.end("sda1");
+    guest.disk(8);
+    guest.cache("rd0", "sda1", "write-through");
+    assert_source_is_kept(&guest, "sda", &["rc-wt_sda1"]);
+    guest.change("removeRapidDiskCache/rc-wt_sda1");
+    // And the other way round.
+    guest.cache("rd0", "sda", "write-through");
+    assert_source_is_kept(&guest, "sda1", &[]);
+    guest.change("removeRapidDiskCache/rc-wt_sda");
+    guest.cache("rd0", "sda1", "write-through");
+    guest.change("removeRapidDiskCache/rc-wt_sda1");
+}
+
+#[test]
+fn exports_that_cannot_be_seen_keep_every_disk() {
+    let guest = guest();
+    guest.disk(16);
+    NAMESPACE.start("rd0");
+    // The target lives on.
+    sh("umount /sys/kernel/config");
+    guest.refuses_each(&destructions("rd0")[..3], 409, &["rd0", "NVMe", "configfs", "mount"]);
+    sh("mount -t configfs none /sys/kernel/config");
+    assert_disk_is_kept(&guest, "rd0", NAMESPACE.words);
+    clean::exports();
+    sh("umount /sys/kernel/config");
+    guest.change("removeRapidDisk/rd0");
+    sh("mount -t configfs none /sys/kernel/config");
+}
+
+#[test]
+fn modules_of_the_nvme_target_that_export_nothing_keep_nothing() {
+    let guest = guest_after(&[], || {
+        sh(&format!("modprobe -a configfs nvmet nvmet-tcp {}", clean::MODULES));
+    });
+    guest.disk(16);
+    guest.change("flushRapidDisk/rd0");
+    guest.change("removeRapidDisk/rd0");
+}
+
+#[test]
+fn the_daemon_itself_is_nobody() {
+    // Reads look at disks that the module does not list; they must not count.
+    let guest = guest();
+    for number in 0..250 {
+        put("/sys/kernel/rapiddisk/mgmt", &format!("rapiddisk attach {number} {}", 1000 * MIB));
+    }
+    let client = *guest;
+    meanwhile(
+        2,
+        || drop(client.disks()),
+        || {
+            for number in 200..250 {
+                write(&format!("/dev/rd{number}"), 0, &noise(number, 65536));
+                client.change(&format!("flushRapidDisk/rd{number}"));
+                client.change(&format!("removeRapidDisk/rd{number}"));
+            }
+        },
+    );
+}

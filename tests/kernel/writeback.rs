@@ -1,0 +1,197 @@
+//! Writeback caches hold the only copy of what was written: it reaches the source,
+//! or the cache stays.
+
+use rapiddiskd::kernel::dm::Report;
+
+use crate::support::data::{PAGE, Random, assert_same_data, fingerprint, noise, read, write};
+use crate::support::kernel::{Process, is_suspended, mappings, settle, target};
+use crate::support::{Guest, MIB, guest, sh};
+
+/// Blocks that the source has not got yet.
+fn dirty(guest: &Guest, cache: &str) -> u64 {
+    let stats = guest.stats(cache);
+    stats["num_blocks"].as_u64().expect("a number") - stats["num_free_blocks"].as_u64().expect("a number")
+}
+
+#[test]
+fn nothing_is_lost_when_a_cache_full_of_unwritten_data_is_removed() {
+    let guest = guest();
+    guest.disk(48);
+    write("/dev/sda", 0, &noise(9, 64 * MIB as usize));
+    settle();
+    guest.cache("rd0", "sda", "writeback");
+    // 32 MiB in pieces of 64 KiB, in no order.
+    let mut wanted = noise(9, 64 * MIB as usize);
+    let data = noise(1, 32 * MIB as usize);
+    let mut places: Vec<u64> = (0..1024).collect();
+    let mut random = Random::new(7);
+    for i in (1..places.len()).rev() {
+        places.swap(i, random.below(i as u64 + 1) as usize);
+    }
+    for (piece, place) in data.chunks(64 << 10).zip(places) {
+        let at = place * (64 << 10);
+        write("/dev/mapper/rc-wb_sda", at, piece);
+        wanted[at as usize..][..piece.len()].copy_from_slice(piece);
+    }
+    assert!(dirty(&guest, "rc-wb_sda") > 4096, "nothing was held back: {}", guest.stats("rc-wb_sda"));
+    assert!(read("/dev/sda", 0, 64 * MIB as usize) != wanted, "nothing was held back");
+    assert_same_data("through the cache", &read("/dev/mapper/rc-wb_sda", 0, 64 * MIB as usize), &wanted);
+    settle();
+    guest.change("removeRapidDiskCache/rc-wb_sda");
+    assert_same_data("the source", &read("/dev/sda", 0, 64 * MIB as usize), &wanted);
+    // Nothing on the disk looks like unwritten data any more.
+    guest.cache("rd0", "sdb", "writeback");
+    settle();
+    guest.change("removeRapidDiskCache/rc-wb_sdb");
+    assert_same_data("the source", &read("/dev/sda", 0, 64 * MIB as usize), &wanted);
+}
+
+#[test]
+fn more_data_than_the_cache_holds_is_not_lost_either() {
+    let guest = guest();
+    guest.disk(4);
+    guest.cache("rd0", "sda", "writeback");
+    let data = noise(2, 24 * MIB as usize);
+    write("/dev/mapper/rc-wb_sda", 8 * MIB, &data);
+    settle();
+    guest.change("removeRapidDiskCache/rc-wb_sda");
+    assert_same_data("the source", &read("/dev/sda", 8 * MIB, data.len()), &data);
+}
+
+#[test]
+fn a_cache_that_is_open_keeps_what_it_holds() {
+    let guest = guest();
+    guest.disk(16);
+    guest.cache("rd0", "sda", "writeback");
+    let data = noise(3, 2 * MIB as usize);
+    write("/dev/mapper/rc-wb_sda", 0, &data);
+    settle();
+    let dirty_before = dirty(&guest, "rc-wb_sda");
+    assert!(dirty_before > 0);
+    let reader = Process::start("exec sleep 1000 </dev/mapper/rc-wb_sda");
+    crate::support::eventually("it is open", || {
+        sh(&format!("ls -lL /proc/{}/fd", reader.pid())).contains("brw")
+    });
+    guest.refuses("removeRapidDiskCache/rc-wb_sda", 409, &["rc-wb_sda", "open in sleep"]);
+    assert!(!is_suspended("rc-wb_sda"));
+    assert_same_data("the cache", &read("/dev/mapper/rc-wb_sda", 0, data.len()), &data);
+    drop(reader);
+    guest.change("removeRapidDiskCache/rc-wb_sda");
+    assert_same_data("the source", &read("/dev/sda", 0, data.len()), &data);
+}
+
+/// A source of 32 MiB that can be made to fail.
+fn failing_source() {
+    sh("echo '0 65536 linear /dev/sda 0' | dmsetup create weak");
+    settle();
+    sh("[ -e /dev/mapper/weak ] || ln -s ../dm-0 /dev/mapper/weak");
+}
+
+fn reload(table: &str) {
+    sh(&format!(
+        "echo '{table}' | dmsetup load weak && dmsetup suspend --noflush --nolockfs weak && dmsetup resume weak"
+    ));
+    settle();
+}
+
+#[test]
+fn a_cache_whose_source_fails_is_not_removed() {
+    let guest = guest();
+    failing_source();
+    guest.disk(16);
+    guest.cache("rd0", "mapper%2Fweak", "writeback");
+    let data = noise(4, 4 * MIB as usize);
+    write("/dev/mapper/rc-wb_weak", 0, &data);
+    settle();
+    reload("0 65536 error");
+    for _ in 0..2 {
+        guest.post("removeRapidDiskCache/rc-wb_weak").failure(500, &["rc-wb_weak", "source", "stays mapped"]);
+        assert_eq!(mappings(), ["rc-wb_weak", "weak"]);
+        assert!(!is_suspended("rc-wb_weak"), "it was left suspended");
+        assert_eq!(guest.caches()[0]["source"], "mapper/weak");
+    }
+    assert_ne!(guest.stats("rc-wb_weak")["errors"], 0);
+    // The disk with the only copy stays, too.
+    for path in ["removeRapidDisk/rd0", "flushRapidDisk/rd0", "resizeRapidDisk/rd0/1"] {
+        guest.post(path).failure(409, &["rd0", "rc-wb_weak"]);
+    }
+    // Whatever becomes of the mapping, the RAM disk has not been cleared: what
+    // was written can be got out of it.
+    let held = fingerprint("/dev/rd0");
+    reload("0 65536 linear /dev/sda 0");
+    sh("dmsetup remove --retry rc-wb_weak");
+    settle();
+    assert_eq!(fingerprint("/dev/rd0"), held);
+    guest.refuses("createRapidDiskCache/rd0/sdb/writeback", 409, &["rd0", "unwritten"]);
+    guest.refuses("createRapidDiskCache/rd0/mapper%2Fweak/writeback", 409, &["rd0", "unwritten"]);
+    sh("echo '0 65536 writecache s /dev/mapper/weak /dev/rd0 4096 0' | dmsetup create rescue");
+    settle();
+    sh("dmsetup message rescue 0 flush; dmsetup remove --retry rescue");
+    assert_same_data("the source, rescued", &read("/dev/sda", 0, data.len()), &data);
+}
+
+#[test]
+fn a_source_that_fails_for_writes_alone_does_not_lose_them() {
+    let guest = guest();
+    sh("modprobe dm-flakey");
+    failing_source();
+    guest.disk(16);
+    guest.cache("rd0", "mapper%2Fweak", "writeback");
+    write("/dev/mapper/rc-wb_weak", MIB, &noise(5, MIB as usize));
+    settle();
+    reload("0 65536 flakey /dev/sda 0 0 60 1 error_writes");
+    guest.post("removeRapidDiskCache/rc-wb_weak").failure(500, &["rc-wb_weak", "stays mapped"]);
+    assert_eq!(mappings(), ["rc-wb_weak", "weak"]);
+    assert!(!is_suspended("rc-wb_weak"));
+    reload("0 65536 linear /dev/sda 0");
+}
+
+#[test]
+fn a_disk_with_unwritten_data_of_another_cache_is_refused() {
+    let guest = guest();
+    guest.disk(16);
+    // As if the machine's other program had made and dropped it.
+    sh("echo '0 131072 writecache s /dev/sda /dev/rd0 4096 0' | dmsetup create other");
+    settle();
+    sh("[ -e /dev/mapper/other ] || ln -s ../dm-0 /dev/mapper/other");
+    write("/dev/mapper/other", 0, &noise(6, 64 * PAGE));
+    settle();
+    sh("dmsetup remove --retry other");
+    settle();
+    let held = fingerprint("/dev/rd0");
+    guest.refuses("createRapidDiskCache/rd0/sdb/writeback", 409, &["rd0", "flush"]);
+    assert_eq!(fingerprint("/dev/rd0"), held);
+    // The message says the way out.
+    guest.change("flushRapidDisk/rd0");
+    guest.cache("rd0", "sdb", "writeback");
+}
+
+#[test]
+fn old_contents_of_the_disk_are_neither_read_nor_a_hindrance() {
+    let guest = guest();
+    guest.disk(16);
+    write("/dev/rd0", 0, &noise(7, 16 * MIB as usize));
+    write("/dev/sda", 0, &noise(8, 16 * MIB as usize));
+    settle();
+    guest.cache("rd0", "sda", "writeback");
+    assert_same_data(
+        "the cache",
+        &read("/dev/mapper/rc-wb_sda", 0, 16 * MIB as usize),
+        &noise(8, 16 * MIB as usize),
+    );
+    let (kind, table) = target("rc-wb_sda", Report::Table);
+    assert_eq!((kind.as_str(), table.split(' ').next()), ("writecache", Some("s")));
+    settle();
+    guest.change("removeRapidDiskCache/rc-wb_sda");
+    assert_same_data("the source", &read("/dev/sda", 0, 16 * MIB as usize), &noise(8, 16 * MIB as usize));
+}
+
+#[test]
+fn a_mapping_of_another_kind_under_the_name_is_not_flushed() {
+    let guest = guest();
+    guest.disk(8);
+    sh("echo '0 2048 linear /dev/sda 0' | dmsetup create rc-wb_sda");
+    guest.refuses("removeRapidDiskCache/rc-wb_sda", 404, &["rc-wb_sda"]);
+    guest.get("showRapidDiskCacheStats/rc-wb_sda").failure(404, &["rc-wb_sda"]);
+    assert_eq!(mappings(), ["rc-wb_sda"]);
+}
