@@ -3,18 +3,20 @@
 //! `tests/guest/boot` and refuse to run anywhere else.
 //!
 //! Each test has the guest for itself, whatever the harness does: see
-//! [`support::Guest`]. Those of the module `reference` need the reference daemon:
-//! they run alone (`-- reference::`), the others without them
-//! (`-- --skip reference::`).
+//! [`support::Guest`]. Those of the modules `reference` and `bench` need the
+//! reference daemon: they run alone (`-- reference::`), the others without them
+//! (`-- --skip reference:: --skip bench::`).
 
 mod support;
 
+mod bench;
 mod cache;
 mod export;
 mod life;
 mod listing;
 mod modules;
 mod nvme;
+mod privileges;
 mod ramdisk;
 mod reference;
 mod refusal;

@@ -148,6 +148,10 @@ impl Daemon {
         }
     }
 
+    pub fn client(&self) -> Client {
+        self.client
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -1,0 +1,52 @@
+//! What takes how long in this guest, beside the reference daemon in the same run:
+//! printed by `tests/bench`, never asserted.
+
+use std::time::{Duration, Instant};
+
+use crate::support::kernel::{Process, eventually, put};
+use crate::support::{Client, MIB, clean, guest_after};
+
+const DISKS: u32 = 1000;
+const ROUNDS: usize = 15;
+const REFERENCE: Client = Client { port: 9119 };
+
+#[test]
+fn listing_a_thousand_disks() {
+    let mut reference = None;
+    // The reference ends if it sees another process called rapiddiskd: it is first.
+    let guest = guest_after(&[], || {
+        clean::load();
+        let program =
+            std::env::var("RAPIDDISKD_REFERENCE").expect("the reference daemon: run with --mode reference");
+        let port = REFERENCE.port;
+        reference = Some(Process::start(&format!("exec {program} -d -p {port} >/dev/null 2>&1")));
+        eventually("the reference answers", || {
+            REFERENCE.try_request("GET", "/v1/checkServiceStatus").is_ok()
+        });
+    });
+    for number in 0..DISKS {
+        put("/sys/kernel/rapiddisk/mgmt", &format!("rapiddisk attach {number} {MIB}"));
+    }
+    let list = |client: &Client| {
+        let start = Instant::now();
+        let listed = client.disks().len();
+        (listed, start.elapsed())
+    };
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        for (client, times) in [(&*guest, &mut ours), (&REFERENCE, &mut theirs)] {
+            let (listed, time) = list(client);
+            assert_eq!(listed, DISKS as usize, "port {}", client.port);
+            times.push(time);
+        }
+    }
+    let median = |times: &mut Vec<Duration>| {
+        times.sort();
+        times[times.len() / 2].as_secs_f64() * 1000.0
+    };
+    let (ours, theirs) = (median(&mut ours), median(&mut theirs));
+    println!(
+        "listRapidDiskVolumes with {DISKS} RAM disks: ours {ours:.1} ms, reference {theirs:.1} ms, ratio {:.2}",
+        ours / theirs
+    );
+}

@@ -1,0 +1,115 @@
+//! The capabilities that the daemon keeps: enough for all it does, which every
+//! other test shows, and none of them for nothing, which these show.
+
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+
+use rapiddiskd::kernel::process::NEEDED;
+use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
+
+use crate::support::kernel::eventually;
+use crate::support::{Client, begin, clean, guest, sys};
+
+/// A daemon that was never given one of the capabilities.
+struct Deprived(Child, Client);
+
+impl Deprived {
+    fn of(capability: CapabilitySet) -> Deprived {
+        let client = Client { port: 9120 };
+        let mut command = Command::new(std::env::var("RAPIDDISKD").expect("RAPIDDISKD"));
+        command.args(["-l", "127.0.0.1", "-p", &client.port.to_string()]);
+        let deprive = move || Ok(remove_capability_from_bounding_set(capability)?);
+        // SAFETY: between fork and exec it does one prctl(2) and nothing else.
+        let child = unsafe { command.pre_exec(deprive) }.spawn().expect("the daemon");
+        eventually("it answers", || client.try_request("GET", "/v1/checkServiceStatus").is_ok());
+        Deprived(child, client)
+    }
+}
+
+impl Drop for Deprived {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A process of another user that has `/dev/rd0` open; it ends with its test.
+struct Stranger(Child);
+
+impl Stranger {
+    fn new() -> Stranger {
+        let disk = File::open("/dev/rd0").expect("the disk");
+        Stranger(
+            Command::new("sleep").arg("1000").stdin(disk).uid(65534).gid(65534).spawn().expect("a process"),
+        )
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn what_is_kept_is_what_is_documented_and_no_more() {
+    let mut guest = guest();
+    let status = sys(&format!("/proc/{}/status", guest.daemon().pid())).expect("its status");
+    let field = |name: &str| {
+        let line =
+            status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("no {name}"));
+        line.trim_start_matches(':').trim().to_owned()
+    };
+    for set in ["CapPrm", "CapEff"] {
+        assert_eq!(u64::from_str_radix(&field(set), 16), Ok(NEEDED.bits()), "{set}");
+    }
+    for set in ["CapInh", "CapAmb"] {
+        assert_eq!(u64::from_str_radix(&field(set), 16), Ok(0), "{set}");
+    }
+    assert_eq!(field("NoNewPrivs"), "1");
+    assert_eq!(field("Umask"), "0077");
+    let limits = sys(&format!("/proc/{}/limits", guest.daemon().pid())).expect("its limits");
+    let core =
+        limits.lines().find(|line| line.starts_with("Max core file size")).expect("the limit of core dumps");
+    assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"]);
+}
+
+#[test]
+fn without_sys_admin_there_are_no_mappings_and_no_locks() {
+    let _alone = begin();
+    clean::load();
+    let daemon = Deprived::of(CapabilitySet::SYS_ADMIN);
+    daemon.1.disk(8);
+    assert_eq!(daemon.1.post("lockRapidDisk/rd0").status, 500);
+    assert_eq!(daemon.1.post("createRapidDiskCache/rd0/sda/write-through").status, 500);
+}
+
+/// Shows that a stranger's open descriptor counts for a daemon with all
+/// capabilities, and is overlooked without this one.
+fn overlooks_a_stranger_without(capability: CapabilitySet) {
+    {
+        let guest = guest();
+        guest.disk(8);
+        let _stranger = Stranger::new();
+        guest.refuses("lockRapidDisk/rd0", 409, &["rd0", "open in sleep"]);
+    }
+    let _alone = begin();
+    clean::load();
+    let daemon = Deprived::of(capability);
+    daemon.1.disk(8);
+    let _stranger = Stranger::new();
+    let reply = daemon.1.post("lockRapidDisk/rd0");
+    assert_eq!(reply.status, 200, "{reply:?}");
+}
+
+#[test]
+fn without_sys_ptrace_open_descriptors_are_overlooked() {
+    overlooks_a_stranger_without(CapabilitySet::SYS_PTRACE);
+}
+
+#[test]
+fn without_dac_read_search_descriptors_of_other_users_are_overlooked() {
+    overlooks_a_stranger_without(CapabilitySet::DAC_READ_SEARCH);
+}
