@@ -77,6 +77,21 @@ fn what_is_kept_is_what_is_documented_and_no_more() {
 }
 
 #[test]
+fn its_memory_is_closed_to_those_who_may_not_trace_it() {
+    let mut guest = guest();
+    let path = format!("/proc/{}/environ", guest.daemon().pid());
+    let reads = |capability: CapabilitySet| {
+        let mut command = Command::new("cat");
+        let deprive = move || Ok(remove_capability_from_bounding_set(capability)?);
+        // SAFETY: between fork and exec it does one prctl(2) and nothing else.
+        unsafe { command.arg(&path).pre_exec(deprive) }.output().expect("cat").status.success()
+    };
+    assert!(!reads(CapabilitySet::SYS_PTRACE), "root without CAP_SYS_PTRACE reads it");
+    // The same without another one: what keeps the first out is that capability.
+    assert!(reads(CapabilitySet::SYS_BOOT));
+}
+
+#[test]
 fn without_sys_admin_there_are_no_mappings_and_no_locks() {
     let _alone = begin();
     clean::load();
