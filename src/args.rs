@@ -159,7 +159,7 @@ fn value<T>(parser: &mut lexopt::Parser, what: &str, read: impl Fn(&str) -> Opti
 
 fn number(parser: &mut lexopt::Parser, least: usize, most: usize) -> Result<usize, Error> {
     let what = format!("a number from {least} to {most}");
-    value(parser, &what, |text| text.parse().ok().filter(|number| (least..=most).contains(number)))
+    value(parser, &what, |text| digits(text)?.parse().ok().filter(|number| (least..=most).contains(number)))
 }
 
 fn seconds(parser: &mut lexopt::Parser) -> Result<Duration, Error> {
@@ -170,8 +170,13 @@ fn some(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
+/// `parse` alone would take a sign as well.
+fn digits(text: &str) -> Option<&str> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then_some(text)
+}
+
 fn port(text: &str) -> Option<u16> {
-    text.parse().ok().filter(|&port| port != 0)
+    digits(text)?.parse().ok().filter(|&port| port != 0)
 }
 
 fn place(text: &str) -> Option<Place> {
@@ -188,9 +193,11 @@ fn place(text: &str) -> Option<Place> {
 fn memory(text: &str) -> Option<MemoryLimit> {
     match text.strip_suffix('%') {
         Some(percent) => {
-            percent.parse().ok().filter(|percent| (1..=100).contains(percent)).map(MemoryLimit::Percent)
+            let percent = digits(percent)?.parse().ok();
+            percent.filter(|percent| (1..=100).contains(percent)).map(MemoryLimit::Percent)
         }
-        None => Size::parse(text).map(|size| MemoryLimit::Bytes(size.bytes())),
+        // More than any machine has would allow what a request's size saturates to.
+        None => Size::parse(text).map(Size::bytes).filter(|&bytes| bytes < 1 << 60).map(MemoryLimit::Bytes),
     }
 }
 
@@ -309,6 +316,9 @@ mod tests {
             (&["--memory-limit", "0%"], "\"0%\""),
             (&["--memory-limit", "101%"], "\"101%\""),
             (&["--memory-limit", "12abc"], "\"12abc\""),
+            (&["--memory-limit", "+50%"], "\"+50%\""),
+            (&["--memory-limit", "9999999999T"], "\"9999999999T\""),
+            (&["-p", "+80"], "\"+80\""),
             (&["--workers", "1"], "\"1\""),
             (&["--connections", "x"], "\"x\""),
             (&["--idle-time", "0"], "\"0\""),

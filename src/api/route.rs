@@ -134,11 +134,9 @@ fn route(segments: &[String]) -> Option<(Verb, Parsed<Action>)> {
             (Post, disk(volume).and_then(|disk| Ok(CreateCache(disk, source(origin)?, policy(mode)?))))
         }
         ["removeRapidDiskCache", volume] => (Post, cache(volume).map(RemoveCache)),
-        ["createNVMePort", number, place, transport] => {
-            (Post, create_port(number, place, transport, Ok(ServiceId::DEFAULT)))
-        }
+        ["createNVMePort", number, place, transport] => (Post, create_port(number, place, transport, None)),
         ["createNVMePort", number, place, transport, id] => {
-            (Post, create_port(number, place, transport, service(id)))
+            (Post, create_port(number, place, transport, Some(id)))
         }
         ["removeNVMePort", number] => (Post, port(number).map(RemovePort)),
         ["createNVMeTarget", name, at] => {
@@ -161,8 +159,14 @@ fn route(segments: &[String]) -> Option<(Verb, Parsed<Action>)> {
     })
 }
 
-fn create_port(number: &str, at: &str, transport: &str, service: Parsed<ServiceId>) -> Parsed<Action> {
-    Ok(Action::CreatePort(port(number)?, place(at)?, protocol(transport)?, service?))
+fn create_port(number: &str, at: &str, transport: &str, id: Option<&str>) -> Parsed<Action> {
+    let (number, place, protocol) = (port(number)?, place(at)?, protocol(transport)?);
+    let service = match id {
+        None => ServiceId::DEFAULT,
+        Some(_) if protocol == Protocol::Loop => return Err("the protocol loop has no service id".into()),
+        Some(id) => service(id)?,
+    };
+    Ok(Action::CreatePort(number, place, protocol, service))
 }
 
 fn volume(text: &str) -> Parsed<Volume> {
@@ -310,6 +314,7 @@ mod tests {
             "/v1/createNVMePort/0/eth0/tcp",
             "/v1/createNVMePort/1/eth0/udp",
             "/v1/createNVMePort/1/eth0/tcp/x",
+            "/v1/createNVMePort/1/none/loop/4420",
             "/v1/createNVMePort/1/a%2Fb/tcp",
             "/v1/createNVMeTarget/sda/1",
             "/v1/createNVMeTarget/rd0/any",

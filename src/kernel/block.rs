@@ -67,9 +67,70 @@ pub fn dev_of_node(path: &Path) -> Option<Dev> {
     node.file_type().is_block_device().then(|| Dev::from_rdev(node.rdev()))
 }
 
-/// The device number of a whole disk, by the kernel's name.
-pub fn dev_of_disk(root: &Root, name: &str) -> Option<Dev> {
-    Dev::parse(&root.attribute(format!("sys/block/{name}/dev"))?)
+/// The kernel's names of all whole disks.
+pub fn disks(root: &Root) -> Result<Vec<String>> {
+    root.names("sys/block")
+}
+
+/// The device number of a disk or partition, by the kernel's name.
+pub fn dev_of(root: &Root, name: &str) -> Option<Dev> {
+    Dev::parse(&root.attribute(format!("sys/class/block/{name}/dev"))?)
+}
+
+/// The size of a whole disk in bytes, by the kernel's name.
+pub fn size_of_disk(root: &Root, name: &str) -> Option<u64> {
+    root.number(format!("sys/block/{name}/size"))?.checked_mul(SECTOR)
+}
+
+/// Whether a whole disk is read-only, by the kernel's name.
+pub fn is_disk_read_only(root: &Root, name: &str) -> bool {
+    root.number(format!("sys/block/{name}/ro")) == Some(1)
+}
+
+/// What a loop device stands on; `None` where it is not attached. Asking the
+/// device itself would mean to open it, which may be what keeps it alive.
+pub fn loop_backing(root: &Root, name: &str) -> Result<Option<String>> {
+    root.attribute_if_there(format!("sys/block/{name}/loop/backing_file"))
+}
+
+/// The name that device-mapper has for a disk; `None` for other disks.
+pub fn mapped_name(root: &Root, name: &str) -> Option<String> {
+    root.attribute(format!("sys/block/{name}/dm/name"))
+}
+
+/// The disk that a partition is on; `None` for a whole disk.
+pub fn whole(root: &Root, dev: Dev) -> Option<Dev> {
+    attribute(root, dev, "partition")?;
+    Dev::parse(&attribute(root, dev, "../dev")?)
+}
+
+/// What sysfs says of a whole disk as a piece of hardware.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hardware {
+    /// A device stands behind it, or it is an attached loop device.
+    pub has_device: bool,
+    /// A path of a multipath disk, which is no disk of its own.
+    pub hidden: bool,
+    /// Its medium can be taken out.
+    pub removable: bool,
+    /// The vendor, where the kernel has one.
+    pub vendor: Option<String>,
+    /// The model, where the kernel has one.
+    pub model: Option<String>,
+}
+
+/// Looks at a whole disk, by the kernel's name.
+pub fn hardware(root: &Root, name: &str) -> Hardware {
+    let dir = format!("sys/block/{name}");
+    let behind = if name.starts_with("loop") { "loop" } else { "device" };
+    let identity = |part| root.attribute(format!("{dir}/device/{part}")).filter(|text| !text.is_empty());
+    Hardware {
+        has_device: root.exists(format!("{dir}/{behind}")),
+        hidden: root.number(format!("{dir}/hidden")) == Some(1),
+        removable: root.number(format!("{dir}/removable")) == Some(1),
+        vendor: identity("vendor"),
+        model: identity("model"),
+    }
 }
 
 /// An attribute of a disk or partition, by device number; `None` without it.
@@ -123,8 +184,11 @@ pub enum Access {
     ClaimWrite,
 }
 
-/// Opens a device node. Never waits for a medium, never becomes a terminal.
-pub fn open(path: &Path, access: Access) -> Result<File> {
+/// Opens the node of a disk or partition, by the kernel's name. Never waits for a
+/// medium, never becomes a terminal. ENXIO: what is there is another device, as
+/// in a `/dev` that is not the kernel's own.
+pub fn open(root: &Root, name: &str, access: Access) -> Result<File> {
+    let path = node(root, name);
     let flags = match access {
         Access::Read => OFlags::empty(),
         Access::Claim | Access::ClaimWrite => OFlags::EXCL,
@@ -135,14 +199,11 @@ pub fn open(path: &Path, access: Access) -> Result<File> {
         .read(true)
         .write(access == Access::ClaimWrite)
         .custom_flags(flags)
-        .open(path)
+        .open(&path)
         .map_err(context)?;
-    let is_block = file.metadata().map_err(context)?.file_type().is_block_device();
-    if is_block {
-        Ok(file)
-    } else {
-        Err(Error::new(format!("open {}", path.display()), &Errno::NOTBLK.into()))
-    }
+    let node = file.metadata().map_err(context)?;
+    let dev = node.file_type().is_block_device().then(|| Dev::from_rdev(node.rdev()));
+    if dev.is_some() && dev == dev_of(root, name) { Ok(file) } else { Err(context(Errno::NXIO.into())) }
 }
 
 /// Makes a device read-only or read-write (`BLKROSET`).
@@ -192,9 +253,10 @@ mod tests {
     }
 
     #[test]
-    fn only_block_devices_are_opened() {
-        let error = open(Path::new("/dev/null"), Access::Read).unwrap_err();
-        assert!(error.is(Errno::NOTBLK), "{error}");
+    fn only_the_block_device_of_that_name_is_opened() {
+        let root = Root::new("/");
+        assert!(open(&root, "null", Access::Read).unwrap_err().is(Errno::NXIO));
+        assert!(open(&root, "none-such", Access::Read).unwrap_err().is(Errno::NOENT));
         assert_eq!(dev_of_node(Path::new("/dev/null")), None);
     }
 }

@@ -60,6 +60,15 @@ impl Root {
         Some(String::from_utf8_lossy(&page[..length]).trim().to_owned())
     }
 
+    /// The same where "cannot be read" must not pass for "is not there".
+    pub fn attribute_if_there(&self, below: impl AsRef<Path>) -> Result<Option<String>> {
+        match self.text(below) {
+            Ok(text) => Ok(Some(text.trim().to_owned())),
+            Err(error) if error.is_gone() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Reads a numeric attribute; `None` where there is none.
     pub fn number(&self, below: impl AsRef<Path>) -> Option<u64> {
         self.attribute(below)?.parse().ok()
@@ -111,6 +120,12 @@ impl Error {
     /// An answer of the kernel's that this program does not understand.
     pub fn strange(what: impl Into<String>) -> Error {
         Error { what: what.into(), errno: 0 }
+    }
+
+    /// Whether what was asked about is not there, or went away meanwhile.
+    pub fn is_gone(&self) -> bool {
+        use rustix::io::Errno;
+        [Errno::NOENT, Errno::SRCH, Errno::NODEV, Errno::NXIO].iter().any(|&errno| self.is(errno))
     }
 
     /// Whether the errno is this one.

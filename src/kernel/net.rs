@@ -73,8 +73,10 @@ fn v4_address(interface: &str) -> Result<Option<Ipv4Addr>> {
 /// Whether a listener can be opened at the address: it is one of this machine's,
 /// or stands for all of them.
 pub fn is_ours(address: IpAddr) -> bool {
+    // A datagram socket can be bound to these, a listener cannot.
+    let is_group = address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST);
     let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
-    unbound(family).is_ok_and(|socket| bind(&socket, &SocketAddr::new(address, 0)).is_ok())
+    !is_group && unbound(family).is_ok_and(|socket| bind(&socket, &SocketAddr::new(address, 0)).is_ok())
 }
 
 fn unbound(family: AddressFamily) -> rustix::io::Result<OwnedFd> {
@@ -116,7 +118,9 @@ mod tests {
         assert!(is_ours(Ipv4Addr::LOCALHOST.into()));
         assert!(is_ours(Ipv4Addr::UNSPECIFIED.into()));
         // TEST-NET-1: never a machine's own.
-        assert!(!is_ours(Ipv4Addr::new(192, 0, 2, 1).into()));
+        for strange in ["192.0.2.1", "224.0.0.1", "255.255.255.255", "ff02::1"] {
+            assert!(!is_ours(strange.parse().unwrap()), "{strange}");
+        }
     }
 
     #[test]

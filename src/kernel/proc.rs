@@ -5,10 +5,11 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, readlinkat, statx};
+use rustix::io::Errno;
 
 use super::block::{Dev, dev_of_node};
-use super::{Result, Root};
+use super::{Error, Result, Root};
 
 /// One mount of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,9 +66,9 @@ fn unescape(text: &str) -> String {
 }
 
 /// The devices in use as swap (`/proc/swaps`); empty in a kernel without swap.
-pub fn swaps(root: &Root) -> Vec<Dev> {
-    let text = root.text("proc/swaps").unwrap_or_default();
-    parse_swaps(&text).iter().filter_map(|path| dev_of_node(Path::new(path))).collect()
+pub fn swaps(root: &Root) -> Result<Vec<Dev>> {
+    let text = root.attribute_if_there("proc/swaps")?.unwrap_or_default();
+    Ok(parse_swaps(&text).iter().filter_map(|path| dev_of_node(Path::new(path))).collect())
 }
 
 fn parse_swaps(text: &str) -> Vec<String> {
@@ -91,13 +92,14 @@ pub struct Opener {
     pub name: String,
 }
 
-/// The processes other than this one that have one of `devs` open. Looks at
-/// each descriptor of each process once; those that end meanwhile are passed over.
+/// The processes other than this one that have one of `devs` open. Looks at each
+/// descriptor of each process once; those that end meanwhile are passed over. What
+/// cannot be looked at is an error, never an answer.
 pub fn openers(root: &Root, devs: &[Dev]) -> Result<Vec<Opener>> {
     let mut found = Vec::new();
     for entry in root.names("proc")? {
         let Ok(pid) = entry.parse::<u32>() else { continue };
-        if pid == std::process::id() || !has_open(root, pid, devs) {
+        if pid == std::process::id() || !has_open(root, pid, devs)? {
             continue;
         }
         let name = root.attribute(format!("proc/{pid}/comm")).unwrap_or_default();
@@ -106,24 +108,72 @@ pub fn openers(root: &Root, devs: &[Dev]) -> Result<Vec<Opener>> {
     Ok(found)
 }
 
-fn has_open(root: &Root, pid: u32, devs: &[Dev]) -> bool {
-    let dir = format!("proc/{pid}/fd");
-    let Ok(fds) = root.names(&dir) else { return false };
-    let Ok(handle) =
-        openat(CWD, root.path(&dir), OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-    else {
-        return false;
+fn has_open(root: &Root, pid: u32, devs: &[Dev]) -> Result<bool> {
+    let dir = format!("proc/{pid}");
+    let (is_any, is_open) = look_at(root, &format!("{dir}/fd"), devs)?;
+    if is_any || is_open {
+        return Ok(is_open);
+    }
+    // A process whose first thread has ended shows its descriptors at the others.
+    for thread in unless_gone(root.names(format!("{dir}/task")))? {
+        if thread != pid.to_string() && look_at(root, &format!("{dir}/task/{thread}/fd"), devs)?.1 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Whether there is any descriptor in the directory, and one of the devices.
+fn look_at(root: &Root, dir: &str, devs: &[Dev]) -> Result<(bool, bool)> {
+    let fds = unless_gone(root.names(dir))?;
+    if fds.is_empty() {
+        return Ok((false, false));
+    }
+    let path = root.path(dir);
+    let failed = |errno: Errno| Error::new(format!("look into {}", path.display()), &errno.into());
+    let handle = match openat(CWD, &path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    {
+        Ok(handle) => File::from(handle),
+        Err(Errno::NOENT | Errno::SRCH) => return Ok((false, false)),
+        Err(errno) => return Err(failed(errno)),
     };
-    let handle = File::from(handle);
-    fds.iter().any(|fd| is_open_on(handle.as_fd(), fd, devs))
+    for fd in &fds {
+        if is_open_on(handle.as_fd(), fd, devs).map_err(failed)? {
+            return Ok((true, true));
+        }
+    }
+    Ok((true, false))
+}
+
+/// A process that ended has no descriptors.
+fn unless_gone(names: Result<Vec<String>>) -> Result<Vec<String>> {
+    match names {
+        Err(error) if error.is_gone() => Ok(Vec::new()),
+        other => other,
+    }
 }
 
 /// Asks with `AT_STATX_DONT_SYNC`: a descriptor on a dead network file system
 /// must not hang the answer.
-fn is_open_on(dir: BorrowedFd<'_>, fd: &str, devs: &[Dev]) -> bool {
-    let Ok(stat) = statx(dir, fd, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE) else { return false };
+fn is_open_on(dir: BorrowedFd<'_>, fd: &str, devs: &[Dev]) -> rustix::io::Result<bool> {
+    let stat = match statx(dir, fd, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT | Errno::SRCH) => return Ok(false),
+        // Some file systems (FUSE) keep their attributes even from root. Whoever may
+        // read the link is not kept out by us lacking a privilege, and a device is
+        // never on such a file system.
+        Err(_) => return unless_closed(readlinkat(dir, fd, Vec::new())).map(|_| false),
+    };
     let is_block = u32::from(stat.stx_mode) & 0o170000 == 0o060000;
-    is_block && devs.contains(&Dev { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor })
+    Ok(is_block && devs.contains(&Dev { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor }))
+}
+
+fn unless_closed<T>(result: rustix::io::Result<T>) -> rustix::io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(Errno::NOENT | Errno::SRCH) => Ok(None),
+        Err(errno) => Err(errno),
+    }
 }
 
 #[cfg(test)]
@@ -163,13 +213,5 @@ mod tests {
                     /dev/rd1                                partition\t65532\t\t0\t\t-2\n\
                     /swap\\040file                          file\t1024\t0\t-3\n";
         assert_eq!(parse_swaps(text), ["/dev/rd1"]);
-    }
-
-    #[test]
-    fn an_open_descriptor_of_another_process_is_found() {
-        // /proc of this kernel: the device number of no open file is claimed free.
-        let root = Root::new("/");
-        let nobody = Dev { major: 4095, minor: 4095 };
-        assert_eq!(openers(&root, &[nobody]).unwrap(), []);
     }
 }

@@ -60,9 +60,13 @@ impl Storage {
         for listed in control.list()? {
             let Some(name) = CacheName::parse(&listed.name) else { continue };
             // One that is being made or removed, or is something else, is not listed.
-            if let Ok(parts) = self.parts(&control, &name) {
-                let source = self.name_below_dev(&parts.source);
-                caches.push(Cache { policy: name.policy(), name, disk: parts.disk, source });
+            match self.parts(&control, &name) {
+                Ok(parts) => {
+                    let source = self.name_below_dev(&parts.source);
+                    caches.push(Cache { policy: name.policy(), name, disk: parts.disk, source });
+                }
+                Err(Error::NotFound(_)) => {}
+                Err(error) => return Err(error),
             }
         }
         caches.sort_by(|a, b| natural(a.name.as_dm().as_str()).cmp(&natural(b.name.as_dm().as_str())));
@@ -78,8 +82,17 @@ impl Storage {
         let (disk_dev, _) = self.existing(disk)?;
         let (source_dev, source_name) = self.source(source)?;
         let control = self.control()?;
-        let keys = vec![device_key(disk), Key::Device(source_name.clone()), Key::Mapping(name.to_string())];
-        let _held = self.hold(keys)?;
+        let _held = self.hold(vec![
+            device_key(disk),
+            Key::Device(source_name.clone()),
+            // A mapping is known by its own name elsewhere.
+            Key::Mapping(usage::shown_name(&self.root, &source_name)),
+            Key::Mapping(name.to_string()),
+        ])?;
+        // Numbers of loop and mapped devices are used again.
+        if self.source(source)? != (source_dev, source_name.clone()) {
+            return Err(Error::Conflict(format!("{source} has just been changed; try again")));
+        }
         if control.info(name.as_dm()).is_ok() {
             return Err(Error::Conflict(format!("{name} exists already; remove it first")));
         }
@@ -93,17 +106,20 @@ impl Storage {
         let access = if policy == Policy::Writeback { Access::ClaimWrite } else { Access::Claim };
         let claim = usage::claim_unused(&self.root, disk_dev, &disk.to_string(), access)?;
         drop(usage::claim_unused(&self.root, source_dev, &source_name, Access::Claim)?);
+        let before = first_block(disk, &claim)?;
         Undo::run(|undo| {
             if policy == Policy::Writeback {
-                let before = clear_start(disk, &claim)?;
+                // The target makes a superblock where it finds none.
+                if before.iter().any(|&byte| byte != 0) {
+                    block::write_start(&claim, &[0; WRITECACHE_BLOCK as usize])?;
+                }
                 undo.push(format!("clearing the first block of {disk}"), move || {
                     self.restore_start(disk, &before)
                 });
             }
             drop(claim);
-            let dev = control
-                .create(name.as_dm(), &uuid(&name))
-                .map_err(Error::kernel(format!("cannot make {name}")))?;
+            let dev =
+                control.create(name.as_dm(), &uuid(&name)).map_err(|error| made_meanwhile(&name, error))?;
             undo.push(format!("making {name}"), || Ok(retry_busy(|| control.remove(name.as_dm()))?));
             control
                 .load(name.as_dm(), &target)
@@ -136,14 +152,18 @@ impl Storage {
             retry_busy(|| control.remove(name.as_dm()))
                 .map_err(|error| self.remove_refused(&control, name, error))
         })?;
-        node::remove(&self.root, name)?;
-        match DiskName::parse(&parts.disk) {
+        // The cache is gone whatever becomes of what it leaves behind.
+        let cleared = match DiskName::parse(&parts.disk) {
             // Nothing is in it any more: it must not look as if there were.
             Some(disk) if name.policy() == Policy::Writeback => {
                 self.write_start(disk, &[0; WRITECACHE_BLOCK as usize])
             }
             _ => Ok(()),
-        }
+        };
+        node::remove(&self.root, name).and(cleared).map_err(|error| match error {
+            Error::Kernel(what, error) => Error::Kernel(format!("{name} is removed, but {what}"), error),
+            other => other,
+        })
     }
 
     /// Repairs what a daemon that was killed in the middle of a change left: a
@@ -189,18 +209,12 @@ impl Storage {
     fn parts(&self, control: &Control, name: &CacheName) -> Result<Parts> {
         report(control, name)?;
         let deps = control.deps(name.as_dm())?;
-        let names: Vec<_> = deps.iter().filter_map(|&dev| block::name_of(&self.root, dev)).collect();
-        // The kernel lists the device taken last first: the RAM disk. Should both
-        // be RAM disks, that order alone tells them apart.
-        match &names[..] {
-            [disk, source] if DiskName::parse(disk).is_some() => {
-                Ok(Parts { disk: disk.clone(), source: source.clone() })
-            }
-            [source, disk] if DiskName::parse(disk).is_some() => {
-                Ok(Parts { disk: disk.clone(), source: source.clone() })
-            }
-            _ => Err(no_cache(name)),
-        }
+        // A device that was pulled out has no name any more, but its cache is there.
+        let shown = |&dev: &Dev| block::name_of(&self.root, dev).unwrap_or_else(|| dev.to_string());
+        let names: Vec<_> = deps.iter().map(shown).collect();
+        // The kernel lists the device taken last first: the RAM disk.
+        let [disk, source] = &names[..] else { return Err(no_cache(name)) };
+        Ok(Parts { disk: disk.clone(), source: source.clone() })
     }
 
     /// The device number of a cache that must exist.
@@ -269,14 +283,14 @@ impl Storage {
 
     /// The name that `create_cache` would take for it.
     fn name_below_dev(&self, name: &str) -> String {
-        match self.root.attribute(format!("sys/block/{name}/dm/name")) {
+        match block::mapped_name(&self.root, name) {
             Some(name) => format!("mapper/{name}"),
             None => name.replace('!', "/"),
         }
     }
 
     fn write_start(&self, disk: DiskName, bytes: &[u8]) -> Result<()> {
-        block::open(&block::node(&self.root, &disk.to_string()), Access::ClaimWrite)
+        block::open(&self.root, &disk.to_string(), Access::ClaimWrite)
             .and_then(|disk| block::write_start(&disk, bytes))
             .map_err(Error::kernel(format!("cannot write the first block of {disk}")))
     }
@@ -285,7 +299,7 @@ impl Storage {
     /// holds no memory.
     fn restore_start(&self, disk: DiskName, before: &[u8]) -> Result<()> {
         let mut now = vec![0; before.len()];
-        block::open(&block::node(&self.root, &disk.to_string()), Access::Read)
+        block::open(&self.root, &disk.to_string(), Access::Read)
             .and_then(|disk| block::read_start(&disk, &mut now))
             .map_err(Error::kernel(format!("cannot read the first block of {disk}")))?;
         if now == before { Ok(()) } else { self.write_start(disk, before) }
@@ -351,22 +365,27 @@ pub(super) fn report(control: &Control, name: &CacheName) -> Result<String> {
     }
 }
 
-/// Zeroes the block in which a writecache keeps its superblock, so that the target
-/// makes a new one; returns what was there. Refused where there is one: its
-/// cache may hold data that its source, which it does not name, has not.
-fn clear_start(disk: DiskName, claim: &File) -> Result<Vec<u8>> {
-    let mut before = vec![0; WRITECACHE_BLOCK as usize];
-    block::read_start(claim, &mut before)?;
-    if before.starts_with(&WRITECACHE_MAGIC) {
+/// Reads the block in which a writecache keeps its superblock. Refused where there
+/// is one, whatever the disk is to be now: it may hold data that the source of that
+/// cache, which is not named in it, has not.
+fn first_block(disk: DiskName, claim: &File) -> Result<Vec<u8>> {
+    let mut block = vec![0; WRITECACHE_BLOCK as usize];
+    block::read_start(claim, &mut block)?;
+    if block.starts_with(&WRITECACHE_MAGIC) {
         return Err(Error::Conflict(format!(
             "{disk} may still hold unwritten data of an earlier writeback cache that was not removed by this \
              service; flush {disk} first if that data is of no use any more"
         )));
     }
-    if before.iter().any(|&byte| byte != 0) {
-        block::write_start(claim, &[0; WRITECACHE_BLOCK as usize])?;
+    Ok(block)
+}
+
+/// Somebody else was quicker than the look whether the name is free.
+fn made_meanwhile(name: &CacheName, error: kernel::Error) -> Error {
+    match error.is(Errno::BUSY) {
+        true => Error::Conflict(format!("{name} exists already; remove it first")),
+        false => Error::Kernel(format!("cannot make {name}"), error),
     }
-    Ok(before)
 }
 
 /// Has all data of a writeback cache written to its source.
@@ -399,6 +418,11 @@ fn load_refused(control: &Control, target: &Target, name: &CacheName, error: ker
         return Error::Unavailable(format!(
             "the kernel has no target {}; load its module with: modprobe {module}",
             target.kind
+        ));
+    }
+    if error.is(Errno::BUSY) {
+        return Error::Conflict(format!(
+            "{name} cannot be mapped: its source or RAM disk was taken meanwhile"
         ));
     }
     Error::Kernel(format!("cannot map {name}"), error)

@@ -15,7 +15,7 @@ use crate::kernel::{self, Root, dm};
 const UDEV_PATIENCE: Duration = Duration::from_secs(3);
 
 fn path(root: &Root, name: &CacheName) -> PathBuf {
-    root.path("dev/mapper").join(name.as_dm().as_str())
+    dm::node(root, name.as_dm())
 }
 
 /// Whether `/dev/mapper/NAME` leads to the device.
@@ -25,7 +25,7 @@ pub fn is_there(root: &Root, name: &CacheName, dev: Dev) -> bool {
 
 /// The caches that have a link in `/dev/mapper`, whether or not they are mapped.
 pub fn all(root: &Root) -> Vec<CacheName> {
-    let names = root.names("dev/mapper").unwrap_or_default();
+    let names = dm::nodes(root).unwrap_or_default();
     names.iter().filter_map(|name| CacheName::parse(name)).collect()
 }
 

@@ -8,6 +8,9 @@ use super::{CacheName, DiskName};
 /// Longest NQN in bytes (NVMe base specification, NVMe Qualified Names).
 const NQN_MAX: usize = 223;
 
+/// What the names of exports begin with.
+const PREFIX: &str = "nqn.2021-06.org.rapiddisk:";
+
 /// An NVMe qualified name: 1 to 223 printable ASCII characters without blank or
 /// `/`, and neither `.` nor `..`, since it is a directory's name in configfs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,7 +29,12 @@ impl Nqn {
     pub fn of(host: &str, volume: &Volume) -> Option<Nqn> {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-');
         let host = host.replace(|c| !is_plain(c), "-");
-        Nqn::parse(&format!("nqn.2021-06.org.rapiddisk:{host}-{volume}"))
+        Nqn::parse(&format!("{PREFIX}{host}-{volume}"))
+    }
+
+    /// Whether some machine exports `volume` under this name.
+    pub fn is_export_of(&self, volume: &Volume) -> bool {
+        self.0.starts_with(PREFIX) && self.0.ends_with(&format!("-{volume}"))
     }
 
     /// The name as text.
@@ -226,6 +234,9 @@ mod tests {
         assert_eq!(nqn("box").unwrap(), "nqn.2021-06.org.rapiddisk:box-rc-wt_sda");
         assert_eq!(nqn("a/../b c").unwrap(), "nqn.2021-06.org.rapiddisk:a-..-b-c-rc-wt_sda");
         assert_eq!(nqn(&"h".repeat(223)), None);
+        let is_export = |name: &str| Nqn::parse(name).unwrap().is_export_of(&volume);
+        assert!(is_export("nqn.2021-06.org.rapiddisk:other-rc-wt_sda"));
+        assert!(!is_export("nqn.2021-06.org.rapiddisk:other-rd0") && !is_export("nqn.other:box-rc-wt_sda"));
     }
 
     #[test]

@@ -12,7 +12,8 @@ use super::undo::Undo;
 use super::usage::{self, User};
 use super::{Cache, CacheName, DiskName, Error, Result, Size, Storage, retry_busy, wait_until};
 use crate::kernel::block::{self, Access, Dev, SECTOR};
-use crate::kernel::{Root, nvmet, rapiddisk};
+use crate::kernel::nvmet::build::Item;
+use crate::kernel::{self, Root, rapiddisk};
 
 /// How long the kernel may take to make or remove a device node.
 const NODE_PATIENCE: Duration = Duration::from_secs(2);
@@ -77,12 +78,14 @@ impl Storage {
         let mut disks = Vec::new();
         for name in numbers(&self.root)? {
             let row = match listed.remove(&name) {
-                Some(row) => Some((row.size, row.used)),
+                // The module's count of pages may run wild: it does not look whether
+                // what is discarded was there.
+                Some(row) => Some((row.size, row.used.min(row.size))),
                 None => self.look_at(name),
             };
             // One that went away meanwhile is not there.
             if let Some((size, usage)) = row {
-                let locked = self.root.number(format!("sys/block/{name}/ro")) == Some(1);
+                let locked = block::is_disk_read_only(&self.root, &name.to_string());
                 disks.push(RamDisk { name, size, usage, locked });
             }
         }
@@ -101,16 +104,17 @@ impl Storage {
         Ok(rows.into_iter().map(|row| (DiskName(row.number), row)).collect())
     }
 
-    /// Size and usage in bytes from the device itself; `None` if it is going away.
+    /// Size and usage in bytes from the device itself; `None` if it is gone. One that
+    /// is being destroyed right now counts as empty.
     fn look_at(&self, name: DiskName) -> Option<(u64, u64)> {
-        let size = self.root.number(format!("sys/block/{name}/size"))?.checked_mul(SECTOR)?;
+        let size = self.size_of(name)?;
         let closed = self.gate.closed();
         if closed.contains(&name) {
-            return None;
+            return Some((size, 0));
         }
         let disk = open(&self.root, name, Access::Read).ok()?;
         let pages = rapiddisk::pages_in_use(&disk).ok()?;
-        Some((size, pages.checked_mul(rustix::param::page_size() as u64)?))
+        Some((size, pages.saturating_mul(rustix::param::page_size() as u64).min(size)))
     }
 
     /// Makes a RAM disk under the lowest free number.
@@ -137,7 +141,9 @@ impl Storage {
             rapiddisk::attach(&self.root, name.0, size.bytes())
                 .map_err(Error::kernel(format!("cannot make {name}")))?;
             undo.push(format!("making {name}"), || {
-                rapiddisk::detach(&self.root, name.0).map_err(Error::kernel(format!("cannot remove {name}")))
+                self.gate
+                    .close_for(name, || rapiddisk::detach(&self.root, name.0))
+                    .map_err(Error::kernel(format!("cannot remove {name}")))
             });
             let ready =
                 || self.size_of(name) == Some(size.bytes()) && open(&self.root, name, Access::Read).is_ok();
@@ -163,21 +169,25 @@ impl Storage {
         }
         let new = size.bytes();
         self.check_memory(new, old)?;
-        let change = || {
-            rapiddisk::resize(&self.root, name.0, new).map_err(Error::kernel(format!("cannot resize {name}")))
-        };
+        let resize = || rapiddisk::resize(&self.root, name.0, new);
+        let failed = Error::kernel(format!("cannot resize {name}"));
         if new > old {
-            change()?;
+            resize().map_err(failed)?;
         } else if new < old {
             // Above the new end is nothing, now and until it is done.
             let claim = usage::claim_unused(&self.root, dev, &name.to_string(), Access::Claim)?;
+            sync(&claim)?;
             let highest = rapiddisk::highest_sector(&claim)?.saturating_mul(SECTOR);
-            if new <= highest {
-                return Err(Error::Conflict(format!(
+            let too_small = || {
+                Error::Conflict(format!(
                     "{name} has data up to byte {highest}; it can shrink to more than that, or be flushed first"
-                )));
+                ))
+            };
+            if new <= highest {
+                return Err(too_small());
             }
-            change()?;
+            // Somebody may have written in this moment: the module looks for itself.
+            resize().map_err(|error| if error.is(Errno::INVAL) { too_small() } else { failed(error) })?;
         }
         self.tell_initiators(name, dev)
     }
@@ -186,7 +196,12 @@ impl Storage {
     fn tell_initiators(&self, name: DiskName, dev: Dev) -> Result<()> {
         for user in usage::exports(&self.root, &[dev])? {
             let User::Namespace { nqn, id } = user else { continue };
-            match nvmet::revalidate_size(&self.root, &nqn, id) {
+            let namespace = Item::namespace(&nqn, id);
+            // Kernels before 5.8 cannot be told.
+            if !namespace.has(&self.root, "revalidate_size") {
+                continue;
+            }
+            match namespace.set(&self.root, "revalidate_size", "1") {
                 // A namespace that is not enabled reads the size when it is.
                 Err(error) if !error.is(Errno::INVAL) => {
                     let what = format!("{name} has its new size, but namespace {id} of {nqn} was not told");
@@ -207,16 +222,11 @@ impl Storage {
             return Err(Error::Conflict(format!("{name} is locked; unlock it first")));
         }
         let claim = usage::claim_unused(&self.root, dev, &name.to_string(), Access::Claim)?;
-        let freed = self.gate.close_for(name, || retry_busy(|| rapiddisk::free_pages(&claim)));
-        freed.map_err(|error| {
-            if error.is(Errno::BUSY) {
-                Error::Conflict(format!(
-                    "{name} is open in a program that does not show itself; end that first"
-                ))
-            } else {
-                Error::Kernel(format!("cannot flush {name}"), error)
-            }
-        })
+        // What a program wrote and did not sync would come back by itself.
+        sync(&claim)?;
+        self.gate
+            .close_for(name, || retry_busy(|| rapiddisk::free_pages(&claim)))
+            .map_err(|error| destruction_refused(name, error))
     }
 
     /// Removes a RAM disk.
@@ -225,11 +235,18 @@ impl Storage {
         let _held = self.hold(vec![device_key(name)])?;
         let (dev, _) = self.existing(name)?;
         // The claim is held until the disk is gone: no mount or mapping slips in.
-        let _claim = usage::claim_unused(&self.root, dev, &name.to_string(), Access::Claim)?;
+        let claim = usage::claim_unused(&self.root, dev, &name.to_string(), Access::Claim)?;
         self.gate
-            .close_for(name, || rapiddisk::detach(&self.root, name.0))
-            .map_err(Error::kernel(format!("cannot remove {name}")))?;
-        wait_until(NODE_PATIENCE, || !self.root.exists(format!("dev/{name}")));
+            .close_for(name, || {
+                // The module knows openers that do not show themselves anywhere, and
+                // heeds them when it frees pages, though not when it detaches.
+                retry_busy(|| rapiddisk::free_pages(&claim))?;
+                rapiddisk::detach(&self.root, name.0)
+            })
+            .map_err(|error| destruction_refused(name, error))?;
+        // The claim is held until the disk is gone: no mount or mapping slips in.
+        drop(claim);
+        wait_until(NODE_PATIENCE, || block::dev_of(&self.root, &name.to_string()).is_none());
         Ok(())
     }
 
@@ -256,13 +273,13 @@ impl Storage {
 
     /// The device number and the size in bytes of a disk that must exist.
     pub(super) fn existing(&self, name: DiskName) -> Result<(Dev, u64)> {
-        block::dev_of_disk(&self.root, &name.to_string())
+        block::dev_of(&self.root, &name.to_string())
             .zip(self.size_of(name))
             .ok_or_else(|| Error::NotFound(format!("there is no RAM disk {name}")))
     }
 
     fn size_of(&self, name: DiskName) -> Option<u64> {
-        self.root.number(format!("sys/block/{name}/size"))?.checked_mul(SECTOR)
+        block::size_of_disk(&self.root, &name.to_string())
     }
 
     /// Whether `wanted` bytes more, less `given_up`, stay within the limit.
@@ -300,12 +317,26 @@ pub(super) fn require_module(root: &Root) -> Result<()> {
 
 /// The RAM disks there are, in order.
 fn numbers(root: &Root) -> Result<Vec<DiskName>> {
-    let mut names: Vec<_> =
-        root.names("sys/block")?.iter().filter_map(|name| DiskName::parse(name)).collect();
+    let mut names: Vec<_> = block::disks(root)?.iter().filter_map(|name| DiskName::parse(name)).collect();
     names.sort_unstable();
     Ok(names)
 }
 
-fn open(root: &Root, name: DiskName, access: Access) -> crate::kernel::Result<File> {
-    block::open(&block::node(root, &name.to_string()), access)
+fn open(root: &Root, name: DiskName, access: Access) -> kernel::Result<File> {
+    block::open(root, &name.to_string(), access)
+}
+
+/// What is in the page cache goes to the disk.
+fn sync(disk: &File) -> Result<()> {
+    disk.sync_all().map_err(|error| Error::from(kernel::Error::new("fsync of the disk", &error)))
+}
+
+fn destruction_refused(name: DiskName, error: kernel::Error) -> Error {
+    if error.is(Errno::BUSY) {
+        return Error::Conflict(format!(
+            "{name} is open in a program that does not show itself; end that first (until {name} is flushed, its \
+             usage is not known)"
+        ));
+    }
+    Error::Kernel(format!("cannot free the memory of {name}"), error)
 }

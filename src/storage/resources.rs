@@ -2,7 +2,7 @@
 
 use super::names::natural;
 use super::{Result, Storage};
-use crate::kernel::block::SECTOR;
+use crate::kernel::block;
 use crate::kernel::process::{self, Memory};
 
 /// What the machine has.
@@ -30,7 +30,7 @@ pub struct Disk {
 impl Storage {
     /// Memory and disks.
     pub fn resources(&self) -> Result<Resources> {
-        let names = self.root.names("sys/block")?;
+        let names = block::disks(&self.root)?;
         let mut disks: Vec<_> = names.into_iter().filter_map(|name| self.disk(name)).collect();
         disks.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
         Ok(Resources { memory: process::memory(), disks })
@@ -38,27 +38,17 @@ impl Storage {
 
     /// The disk of that name, if it is a real one.
     fn disk(&self, name: String) -> Option<Disk> {
-        let dir = format!("sys/block/{name}");
-        let is_real = if name.starts_with("loop") {
-            // An attached loop device has this directory.
-            self.root.exists(format!("{dir}/loop"))
-        } else {
-            let is_pathless = ["pmem", "md"].iter().any(|kind| name.starts_with(kind));
-            is_pathless || self.root.exists(format!("{dir}/device"))
-        };
-        // A path of a multipath NVMe disk is not a disk of its own.
-        if !is_real || self.root.number(format!("{dir}/hidden")) == Some(1) {
+        let is_array = name.starts_with("md");
+        let hardware = block::hardware(&self.root, &name);
+        if hardware.hidden || !(hardware.has_device || is_array || name.starts_with("pmem")) {
             return None;
         }
-        let size = self.root.number(format!("{dir}/size"))?.checked_mul(SECTOR)?;
-        let is_removable = self.root.number(format!("{dir}/removable")) == Some(1);
+        let size = block::size_of_disk(&self.root, &name)?;
         // No medium in the drive, no array behind the number.
-        if size == 0 && (is_removable || name.starts_with("sr") || name.starts_with("md")) {
+        if size == 0 && (hardware.removable || is_array || name.starts_with("sr")) {
             return None;
         }
-        let identity =
-            |part| self.root.attribute(format!("{dir}/device/{part}")).filter(|text| !text.is_empty());
-        Some(Disk { vendor: identity("vendor"), model: identity("model"), size, name })
+        Some(Disk { vendor: hardware.vendor, model: hardware.model, size, name })
     }
 }
 

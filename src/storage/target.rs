@@ -6,6 +6,7 @@
 
 mod steps;
 
+use std::fs::File;
 use std::path::Path;
 
 use super::locks::Key;
@@ -16,7 +17,7 @@ use super::{Error, Nqn, PortId, Ports, Result, Storage, Volume};
 use crate::kernel::block::{self, Dev, SECTOR};
 use crate::kernel::nvmet::build::Item;
 use crate::kernel::nvmet::{self, Namespace, Port, Subsystem};
-use crate::kernel::process;
+use crate::kernel::{dm, process};
 
 /// The only namespace of a target made here.
 const NAMESPACE: u32 = 1;
@@ -64,18 +65,25 @@ impl Storage {
         let _held = self.hold(vec![Key::Nvme, volume_key(volume)])?;
         let dev = self.volume_dev(volume)?;
         let ports = self.ports_meant(ports)?;
-        self.check_exportable(volume, dev, &nqn)?;
+        // Held until the export is there: no mount slips in before.
+        let _claim = self.claim_exportable(volume, dev, &nqn)?;
         let there = self.subsystem(&nqn)?;
+        let is_complete = there.as_ref().is_some_and(is_complete);
         if let Some(there) = &there {
-            self.check_ours(there, volume, dev)?;
-            if host.is_none() && !there.any_host && is_complete(there) {
+            self.check_ours(there, volume)?;
+            if host.is_none() && !there.any_host && is_complete {
                 return Err(Error::Conflict(format!(
                     "{nqn} is exported to named hosts only; remove that export first, or allow a host"
                 )));
             }
         }
         Undo::run(|undo| {
-            let subsystem = self.ensure_subsystem(&nqn, volume, undo)?;
+            let subsystem = self.ensure_subsystem(&nqn, is_complete, undo)?;
+            // What an export that was half-made, or half-removed, let in is not meant.
+            let leftover = there.iter().filter(|_| !is_complete).flat_map(|there| &there.allowed_hosts);
+            for stranger in leftover.filter(|&allowed| host.is_none_or(|host| host.as_str() != allowed)) {
+                self.drop_host(nqn.as_str(), stranger, undo)?;
+            }
             match host {
                 Some(host) => self.ensure_host(&nqn, host, undo)?,
                 None => self.ensure_attribute(&subsystem, "attr_allow_any_host", "1", undo)?,
@@ -91,9 +99,8 @@ impl Storage {
     /// with its last port.
     pub fn remove_target(&self, volume: &Volume, port: Option<PortId>) -> Result<()> {
         self.require_nvmet()?;
-        let nqn = name(volume)?;
         let _held = self.hold(vec![Key::Nvme, volume_key(volume)])?;
-        let subsystem = self.exported(volume, &nqn)?;
+        let (nqn, subsystem) = self.exported(volume)?;
         let is_linked = |port: &Port| port.subsystems.iter().any(|linked| linked == nqn.as_str());
         let linked: Vec<_> =
             nvmet::ports(&self.root)?.into_iter().filter(is_linked).map(|port| port.id).collect();
@@ -114,9 +121,8 @@ impl Storage {
     /// open to the allowed ones alone from then on.
     pub fn allow_host(&self, volume: &Volume, host: &Nqn) -> Result<Nqn> {
         self.require_nvmet()?;
-        let nqn = name(volume)?;
         let _held = self.hold(vec![Key::Nvme, volume_key(volume)])?;
-        self.exported(volume, &nqn)?;
+        let (nqn, _) = self.exported(volume)?;
         Undo::run(|undo| self.ensure_host(&nqn, host, undo))?;
         Ok(nqn)
     }
@@ -124,9 +130,8 @@ impl Storage {
     /// Takes that back. With the last host the target is open to none.
     pub fn deny_host(&self, volume: &Volume, host: &Nqn) -> Result<Nqn> {
         self.require_nvmet()?;
-        let nqn = name(volume)?;
         let _held = self.hold(vec![Key::Nvme, volume_key(volume)])?;
-        let subsystem = self.exported(volume, &nqn)?;
+        let (nqn, subsystem) = self.exported(volume)?;
         if subsystem.any_host {
             return Err(Error::Conflict(format!(
                 "{nqn} is open to any host; allow those that may connect, which closes it to all others"
@@ -162,14 +167,14 @@ impl Storage {
 
     /// A volume that anybody but its own target uses is not exported: there would
     /// be two writers.
-    fn check_exportable(&self, volume: &Volume, dev: Dev, nqn: &Nqn) -> Result<()> {
+    fn claim_exportable(&self, volume: &Volume, dev: Dev, nqn: &Nqn) -> Result<File> {
         if block::is_read_only(&self.root, dev) {
             return Err(Error::Conflict(format!("{volume} is locked; unlock it first")));
         }
         let own = User::Namespace { nqn: nqn.to_string(), id: NAMESPACE };
         match usage::settled_users(&self.root, dev)?.into_iter().find(|user| *user != own) {
             Some(user) => Err(usage::in_use(volume, &user)),
-            None => Ok(()),
+            None => usage::claim(&self.root, dev, volume),
         }
     }
 
@@ -178,23 +183,34 @@ impl Storage {
         Ok(all.into_iter().find(|subsystem| subsystem.nqn == nqn.as_str()))
     }
 
-    /// The target of a volume, which must exist and be as it is made here.
-    fn exported(&self, volume: &Volume, nqn: &Nqn) -> Result<Subsystem> {
-        let subsystem =
-            self.subsystem(nqn)?.ok_or_else(|| Error::NotFound(format!("{volume} is not exported")))?;
-        if let Ok(dev) = self.volume_dev(volume) {
-            self.check_ours(&subsystem, volume, dev)?;
-        }
-        Ok(subsystem)
+    /// The target of a volume, which must exist and be as it is made here. One that
+    /// was made before the machine was renamed is known by its serial number.
+    fn exported(&self, volume: &Volume) -> Result<(Nqn, Subsystem)> {
+        let now = name(volume)?;
+        let earlier = |subsystem: &Subsystem| {
+            let nqn = Nqn::parse(&subsystem.nqn).filter(|nqn| nqn.is_export_of(volume));
+            nqn.is_some_and(|nqn| subsystem.serial.as_deref() == Some(&*steps::serial(&nqn)))
+        };
+        let mut all = nvmet::subsystems(&self.root)?;
+        let at = all.iter().position(|subsystem| subsystem.nqn == now.as_str());
+        let found = at.or_else(|| all.iter().position(earlier)).map(|at| all.swap_remove(at));
+        let not_exported = || Error::NotFound(format!("{volume} is not exported"));
+        let subsystem = found.ok_or_else(not_exported)?;
+        self.check_ours(&subsystem, volume)?;
+        let nqn = Nqn::parse(&subsystem.nqn).ok_or_else(not_exported)?;
+        Ok((nqn, subsystem))
     }
 
     /// Refuses a target of our name that was not made here, or was changed: it has
     /// other namespaces, or another device in ours.
-    fn check_ours(&self, subsystem: &Subsystem, volume: &Volume, dev: Dev) -> Result<()> {
+    fn check_ours(&self, subsystem: &Subsystem, volume: &Volume) -> Result<()> {
+        // The volume may be gone, or what serves it not be loaded.
+        let dev = self.volume_dev(volume).ok();
         let is_ours = |namespace: &Namespace| {
-            let is_unset = namespace.device.is_empty();
-            namespace.id == NAMESPACE
-                && (is_unset || block::dev_of_node(Path::new(&namespace.device)) == Some(dev))
+            let device = &namespace.device;
+            let is_device = || dev.is_some() && block::dev_of_node(Path::new(device)) == dev;
+            let is_known = device.is_empty() || *device == self.volume_node(volume) || is_device();
+            namespace.id == NAMESPACE && is_known
         };
         if subsystem.namespaces.iter().all(is_ours) {
             return Ok(());
@@ -203,6 +219,15 @@ impl Storage {
             "{} exists already and exports something other than {volume}; remove it where it was made",
             subsystem.nqn
         )))
+    }
+
+    /// The node by which a volume is exported.
+    fn volume_node(&self, volume: &Volume) -> String {
+        let node = match volume {
+            Volume::Disk(name) => block::node(&self.root, &name.to_string()),
+            Volume::Cache(name) => dm::node(&self.root, name.as_dm()),
+        };
+        node.display().to_string()
     }
 }
 

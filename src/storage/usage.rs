@@ -69,12 +69,14 @@ impl fmt::Display for User {
     }
 }
 
-/// The users of a device and of its partitions, each once, the most telling first.
+/// The users of a device, of its partitions, and of the whole disk if it is a
+/// partition itself; each once, the most telling first.
 pub fn users(root: &Root, dev: Dev) -> Result<Vec<User>> {
-    let mut devs = block::partitions(root, dev)?;
-    devs.insert(0, dev);
+    let mut devs = vec![dev];
+    devs.extend(block::whole(root, dev));
+    devs.extend(block::partitions(root, dev)?);
     let mut users = mounts(root, &devs)?;
-    if proc::swaps(root).iter().any(|swap| devs.contains(swap)) {
+    if proc::swaps(root)?.iter().any(|swap| devs.contains(swap)) {
         users.push(User::Swap);
     }
     for &dev in &devs {
@@ -92,9 +94,9 @@ pub fn users(root: &Root, dev: Dev) -> Result<Vec<User>> {
 pub fn claim_unused(root: &Root, dev: Dev, name: &str, access: block::Access) -> Result<File> {
     let mut outcome = Err(in_use(name, &User::Claim));
     wait_until(PROBING, || {
-        let claimed = block::open(&block::node(root, name), access);
+        let claimed = block::open(root, name, access);
         let users = users(root, dev);
-        let is_probed = users.as_ref().is_ok_and(|users| users.first().is_some_and(is_probe));
+        let is_probed = users.as_ref().is_ok_and(|users| users.iter().any(is_probe));
         outcome = unused(name, claimed, users);
         !is_probed
     });
@@ -105,10 +107,21 @@ fn unused(name: &str, claimed: kernel::Result<File>, users: Result<Vec<User>>) -
     if let Some(user) = users?.first() {
         return Err(in_use(name, user));
     }
-    claimed.map_err(|error| match error.is(Errno::BUSY) {
+    claimed.map_err(|error| claim_refused(name, error))
+}
+
+fn claim_refused(name: impl fmt::Display, error: kernel::Error) -> Error {
+    match error.is(Errno::BUSY) {
         true => in_use(name, &User::Claim),
         false => Error::Kernel(format!("cannot open {name}"), error),
-    })
+    }
+}
+
+/// Claims a device that `name` stands for whatever users of other kinds it has: a
+/// mount that cannot be seen from here shows in the claim alone.
+pub fn claim(root: &Root, dev: Dev, name: impl fmt::Display) -> Result<File> {
+    let kernel_name = block::name_of(root, dev).unwrap_or_default();
+    block::open(root, &kernel_name, block::Access::Claim).map_err(|error| claim_refused(name, error))
 }
 
 /// The users, once udev's rules had their look at a device that has just changed.
@@ -116,7 +129,7 @@ pub fn settled_users(root: &Root, dev: Dev) -> Result<Vec<User>> {
     let mut found = Ok(Vec::new());
     wait_until(PROBING, || {
         found = users(root, dev);
-        !found.as_ref().is_ok_and(|users| users.first().is_some_and(is_probe))
+        !found.as_ref().is_ok_and(|users| users.iter().any(is_probe))
     });
     found
 }
@@ -144,10 +157,8 @@ fn mounts(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
 
 fn loops(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
     let mut found = Vec::new();
-    for name in root.names("sys/block")?.into_iter().filter(|name| name.starts_with("loop")) {
-        // Only an attached loop device has the directory. Asking the device itself
-        // would mean to open it, which may be what keeps it alive.
-        let Some(file) = root.attribute(format!("sys/block/{name}/loop/backing_file")) else { continue };
+    for name in block::disks(root)?.into_iter().filter(|name| name.starts_with("loop")) {
+        let Some(file) = block::loop_backing(root, &name)? else { continue };
         if block::dev_of_node(Path::new(&file)).is_some_and(|dev| devs.contains(&dev)) {
             found.push(User::Loop(name));
         }
@@ -176,5 +187,5 @@ pub fn exports(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
 
 /// A device-mapper device is known by its own name rather than as `dm-3`.
 pub fn shown_name(root: &Root, kernel_name: &str) -> String {
-    root.attribute(format!("sys/block/{kernel_name}/dm/name")).unwrap_or_else(|| kernel_name.to_owned())
+    block::mapped_name(root, kernel_name).unwrap_or_else(|| kernel_name.to_owned())
 }

@@ -102,8 +102,8 @@ fn without_sys_admin_there_are_no_mappings_and_no_locks() {
 }
 
 /// Shows that a stranger's open descriptor counts for a daemon with all
-/// capabilities, and is overlooked without this one.
-fn overlooks_a_stranger_without(capability: CapabilitySet) {
+/// capabilities, and that one without this cannot tell, and therefore refuses.
+fn cannot_tell_without(capability: CapabilitySet) {
     {
         let guest = guest();
         guest.disk(8);
@@ -115,16 +115,18 @@ fn overlooks_a_stranger_without(capability: CapabilitySet) {
     let daemon = Deprived::of(capability);
     daemon.1.disk(8);
     let _stranger = Stranger::new();
-    let reply = daemon.1.post("lockRapidDisk/rd0");
-    assert_eq!(reply.status, 200, "{reply:?}");
+    for change in ["lockRapidDisk/rd0", "flushRapidDisk/rd0", "removeRapidDisk/rd0"] {
+        daemon.1.post(change).failure(500, &["/proc/", "Permission denied"]);
+    }
+    assert_eq!(daemon.1.disks().len(), 1);
 }
 
 #[test]
-fn without_sys_ptrace_open_descriptors_are_overlooked() {
-    overlooks_a_stranger_without(CapabilitySet::SYS_PTRACE);
+fn without_sys_ptrace_nothing_can_be_told_of_open_descriptors() {
+    cannot_tell_without(CapabilitySet::SYS_PTRACE);
 }
 
 #[test]
-fn without_dac_read_search_descriptors_of_other_users_are_overlooked() {
-    overlooks_a_stranger_without(CapabilitySet::DAC_READ_SEARCH);
+fn without_dac_read_search_nothing_can_be_told_of_other_users_processes() {
+    cannot_tell_without(CapabilitySet::DAC_READ_SEARCH);
 }

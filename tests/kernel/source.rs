@@ -62,7 +62,7 @@ fn assert_cacheable(guest: &Guest, disk_mib: u64, source: &str, policies: &[&str
                 assert_same_data(&format!("new data of {source}, {policy}"), &read(&node, place, PAGE), is);
             }
         }
-        if policy != &"writeback" || bytes % PAGE as u64 == 0 {
+        if policy != &"writeback" || bytes.is_multiple_of(PAGE as u64) {
             write_end(&node, end, policy, seed);
         }
         settle();

@@ -213,7 +213,7 @@ fn what_is_mounted_where_the_daemon_cannot_see_it_is_left_alone() {
     eventually("mounted out of sight", || sys(&mounts).unwrap_or_default().contains("/dev/rd0"));
     assert!(!sys("/proc/mounts").unwrap_or_default().contains("/dev/rd0"), "it can be seen");
     assert_disk_is_kept(&guest, "rd0", &["claimed"]);
-    guest.refuses("lockRapidDisk/rd0", 409, &["rd0"]);
+    guest.post("lockRapidDisk/rd0").failure(409, &["rd0"]);
     guest.change("resizeRapidDisk/rd0/32");
     drop(hidden);
     eventually("the namespace is gone", || guest.post("removeRapidDisk/rd0").status == 200);

@@ -86,11 +86,6 @@ impl Buffer {
         u32_at(&self.header(), 28).unwrap_or(0)
     }
 
-    /// How often the device is open.
-    pub fn open_count(&self) -> u32 {
-        u32_at(&self.header(), 24).unwrap_or(0)
-    }
-
     /// The device number.
     pub fn dev(&self) -> Dev {
         Dev::from_kernel(u64_at(&self.header(), 40).unwrap_or(0))

@@ -8,6 +8,7 @@ use std::ffi::c_void;
 use std::fmt;
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 
 use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
@@ -83,8 +84,6 @@ pub struct Info {
     pub dev: Dev,
     /// Its UUID, empty where it was made without one.
     pub uuid: String,
-    /// How often it is open.
-    pub open_count: u32,
     /// Whether it has a table in use.
     pub active: bool,
     /// Whether it is suspended.
@@ -162,7 +161,6 @@ impl Control {
         Ok(Info {
             dev: answer.dev(),
             uuid: answer.uuid(),
-            open_count: answer.open_count(),
             active: answer.flags() & ACTIVE_PRESENT != 0,
             suspended: answer.flags() & SUSPEND != 0,
         })
@@ -219,6 +217,16 @@ fn describe(command: Command, subject: &Subject<'_>) -> String {
         Subject::Driver => format!("device-mapper {command:?}"),
         Subject::Name(name) | Subject::New(name, _) => format!("device-mapper {command:?} of {name}"),
     }
+}
+
+/// Where the node of a mapping is: `/dev/mapper/NAME`.
+pub fn node(root: &Root, name: &Name) -> PathBuf {
+    root.path("dev/mapper").join(name.as_str())
+}
+
+/// The names in `/dev/mapper`.
+pub fn nodes(root: &Root) -> Result<Vec<String>> {
+    root.names("dev/mapper")
 }
 
 /// Whether udev manages `/dev` here.

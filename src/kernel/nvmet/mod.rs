@@ -111,7 +111,8 @@ fn namespaces(root: &Root, subsystem: &str) -> Result<Vec<Namespace>> {
     for name in root.names(format!("{subsystem}/namespaces"))? {
         let Ok(id) = name.parse() else { continue };
         let dir = format!("{subsystem}/namespaces/{name}");
-        let device = root.attribute(format!("{dir}/device_path")).filter(|path| path != "(null)");
+        // Who exports a device must not be overlooked because reading failed.
+        let device = root.attribute_if_there(format!("{dir}/device_path"))?.filter(|path| path != "(null)");
         let enabled = root.number(format!("{dir}/enable")) == Some(1);
         found.push(Namespace { id, device: device.unwrap_or_default(), enabled });
     }
@@ -128,16 +129,9 @@ fn controllers(root: &Root, nqn: &str) -> Option<usize> {
     Some(names.iter().filter(|name| name.starts_with("ctrl")).count())
 }
 
-/// Tells the initiators of a namespace that its device has a new size. Does
-/// nothing on kernels without the attribute (before 5.8).
-pub fn revalidate_size(root: &Root, nqn: &str, namespace: u32) -> Result<()> {
-    let path = root.path(format!("{NVMET}/subsystems/{nqn}/namespaces/{namespace}/revalidate_size"));
-    match std::fs::write(&path, "1") {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(super::Error::new(format!("write 1 to {}", path.display()), &error))
-        }
-        _ => Ok(()),
-    }
+/// Whether a module is loaded; one built into the kernel may not show.
+pub fn has_module(root: &Root, name: &str) -> bool {
+    root.exists(format!("sys/module/{}", name.replace('-', "_")))
 }
 
 /// All ports, by number.

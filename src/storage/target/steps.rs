@@ -17,18 +17,19 @@ impl Storage {
     pub(super) fn ensure_subsystem<'a>(
         &'a self,
         nqn: &Nqn,
-        volume: &Volume,
+        is_complete: bool,
         undo: &mut Undo<'a>,
     ) -> Result<Item> {
         let subsystem = Item::subsystem(nqn.as_str());
         if !subsystem.exists(&self.root) {
             self.make(subsystem.clone(), undo)?;
-            // Both are fixed once a controller has connected.
-            subsystem.set(&self.root, "attr_serial", &serial(nqn))?;
+        }
+        // Both are fixed once a controller has connected.
+        if !is_complete {
+            self.ensure_attribute(&subsystem, "attr_serial", &serial(nqn), undo)?;
             if subsystem.has(&self.root, "attr_model") {
-                subsystem.set(&self.root, "attr_model", MODEL)?;
+                self.ensure_attribute(&subsystem, "attr_model", MODEL, undo)?;
             }
-            log::debug!("{nqn} is made for {volume}");
         }
         Ok(subsystem)
     }
@@ -56,7 +57,10 @@ impl Storage {
         if namespace.get(&self.root, "enable").as_deref() == Some("1") {
             return Ok(());
         }
-        namespace.set(&self.root, "device_path", &self.volume_node(volume))?;
+        let node = self.volume_node(volume);
+        if namespace.get(&self.root, "device_path").as_ref() != Some(&node) {
+            namespace.set(&self.root, "device_path", &node)?;
+        }
         self.ensure_attribute(&namespace, "enable", "1", undo)
     }
 
@@ -82,13 +86,16 @@ impl Storage {
         if kernel.is(Errno::ADDRNOTAVAIL) {
             return Error::Conflict(format!("port {id}: {address} is no address of this machine any more"));
         }
+        if kernel.is(Errno::NODEV) {
+            return Error::Conflict(format!("port {id}: no RDMA device serves {address}; set one up first"));
+        }
         let Some(protocol) = port.protocol.as_deref().and_then(Protocol::parse) else {
             return Error::Conflict(format!(
                 "port {id} has no protocol known here; set it where the port was made"
             ));
         };
         let module = protocol.module();
-        if kernel.is(Errno::INVAL) && !self.root.exists(format!("sys/module/{}", module.replace('-', "_"))) {
+        if kernel.is(Errno::INVAL) && !nvmet::has_module(&self.root, module) {
             return Error::Unavailable(format!(
                 "the kernel module {module} is not loaded; load it with: modprobe {module}"
             ));
@@ -124,6 +131,11 @@ impl Storage {
     pub(super) fn drop_host<'a>(&'a self, nqn: &str, host: &str, undo: &mut Undo<'a>) -> Result<()> {
         let entry = Item::host(host);
         self.unlink(Item::allowed_host(nqn, host), entry.clone(), undo)?;
+        // One with a secret was made by somebody else, and could not be made again.
+        let has_secret = |name| entry.get(&self.root, name).is_some_and(|key| !key.is_empty());
+        if ["dhchap_key", "dhchap_ctrl_key"].into_iter().any(has_secret) {
+            return Ok(());
+        }
         match entry.remove(&self.root) {
             // Another target's link keeps it.
             Err(error) if !error.is(Errno::BUSY) => Err(error.into()),
@@ -184,19 +196,11 @@ impl Storage {
         }
         Ok(())
     }
-
-    fn volume_node(&self, volume: &Volume) -> String {
-        let below = match volume {
-            Volume::Disk(name) => format!("dev/{name}"),
-            Volume::Cache(name) => format!("dev/mapper/{name}"),
-        };
-        self.root.path(below).display().to_string()
-    }
 }
 
 /// A serial number of 16 digits that the same host and volume always get: FNV-1a
 /// of the NQN.
-fn serial(nqn: &Nqn) -> String {
+pub(super) fn serial(nqn: &Nqn) -> String {
     let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
     format!("{:016x}", nqn.as_str().bytes().fold(0xcbf2_9ce4_8422_2325, mix))
 }

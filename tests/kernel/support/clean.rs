@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::kernel::{eventually, mappings, names, ram_disks, settle, sh, sys, works};
+use super::kernel::{eventually, mappings, names, put, ram_disks, settle, sh, sys, works};
 
 const NVMET: &str = "/sys/kernel/config/nvmet";
 
@@ -12,6 +12,9 @@ pub const MODULES: &str = "rapiddisk rapiddisk-cache dm-mod dm-writecache";
 
 /// Removes what a test may have left. In the order of what stands on what.
 pub fn clean() {
+    if let Some(pid) = sys("/tmp/test/pid") {
+        works(&format!("kill {pid}"));
+    }
     unmount();
     for line in sys("/proc/swaps").unwrap_or_default().lines().skip(1) {
         let device = line.split_whitespace().next().unwrap_or_default();
@@ -30,7 +33,7 @@ pub fn clean() {
     settle();
     for disk in ram_disks() {
         let number = disk.trim_start_matches("rd");
-        works(&format!("echo 'rapiddisk detach {number}' >/sys/kernel/rapiddisk/mgmt"));
+        put("/sys/kernel/rapiddisk/mgmt", &format!("rapiddisk detach {number}"));
     }
     for name in names("/dev/mapper").into_iter().filter(|name| name != "control") {
         let _ = fs::remove_file(format!("/dev/mapper/{name}"));

@@ -131,7 +131,7 @@ impl Reply {
 
     /// A change's success.
     pub fn success(&self) -> Value {
-        assert_eq!(self.status, 200, "{self:?}");
+        assert_eq!(self.status, 200, "{}: {self:?}", self.request);
         let body = self.json();
         assert_eq!(body["status"], "Success", "{self:?}");
         assert!(body["message"].as_str().is_some_and(|message| !message.is_empty()), "{self:?}");
@@ -140,7 +140,7 @@ impl Reply {
 
     /// A failure with this status whose message has all of `words`.
     pub fn failure(&self, status: u16, words: &[&str]) {
-        assert_eq!(self.status, status, "{self:?}");
+        assert_eq!(self.status, status, "{}: {self:?}", self.request);
         let body = self.json();
         assert_eq!(body["status"], "Failed", "{self:?}");
         let message = body["message"].as_str().unwrap_or_else(|| panic!("no message: {self:?}"));
