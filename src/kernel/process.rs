@@ -34,12 +34,16 @@ pub fn host_name() -> String {
 /// * `CAP_SYS_ADMIN`: every device-mapper ioctl, and `BLKROSET`;
 /// * `CAP_SYS_PTRACE`: to see what processes with more capabilities have open,
 ///   which are all of root's once the others are dropped;
-/// * `CAP_DAC_READ_SEARCH`: to list `/proc/PID/fd` of other users' processes.
+/// * `CAP_DAC_READ_SEARCH`: to list `/proc/PID/fd` of other users' processes;
+/// * `CAP_NET_BIND_SERVICE`: an NVMe port with a service id below 1024 is opened by
+///   the kernel with the rights of whoever links the first target to it.
 ///
 /// What else the daemon touches (`/sys`, `/dev`, configfs) belongs to root, whose
 /// files need none.
-pub const NEEDED: CapabilitySet =
-    CapabilitySet::SYS_ADMIN.union(CapabilitySet::SYS_PTRACE).union(CapabilitySet::DAC_READ_SEARCH);
+pub const NEEDED: CapabilitySet = CapabilitySet::SYS_ADMIN
+    .union(CapabilitySet::SYS_PTRACE)
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::NET_BIND_SERVICE);
 
 /// Drops what is not needed, for the calling thread and those it starts, for
 /// good. Files made from here on are the owner's alone; nothing of the process's

@@ -21,5 +21,6 @@ mod ramdisk;
 mod reference;
 mod refusal;
 mod source;
+mod undone;
 mod usage;
 mod writeback;

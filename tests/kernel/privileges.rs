@@ -101,6 +101,23 @@ fn without_sys_admin_there_are_no_mappings_and_no_locks() {
     assert_eq!(daemon.1.post("createRapidDiskCache/rd0/sda/write-through").status, 500);
 }
 
+#[test]
+fn without_net_bind_service_there_are_no_exports_below_1024() {
+    let export = |client: &Client| {
+        client.disk(8);
+        client.change("createNVMePort/1/127.0.0.1/tcp/1023");
+        client.post("createNVMeTarget/rd0/1")
+    };
+    {
+        let guest = crate::export::guest_with_nvmet();
+        export(&guest).success();
+    }
+    let _alone = begin();
+    clean::load();
+    let daemon = Deprived::of(CapabilitySet::NET_BIND_SERVICE);
+    export(&daemon.1).failure(500, &["Permission denied"]);
+}
+
 /// Shows that a stranger's open descriptor counts for a daemon with all
 /// capabilities, and that one without this cannot tell, and therefore refuses.
 fn cannot_tell_without(capability: CapabilitySet) {
