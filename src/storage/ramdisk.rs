@@ -107,10 +107,11 @@ impl Storage {
     /// Size and usage in bytes from the device itself; `None` if it is gone. One that
     /// is being destroyed right now counts as empty.
     fn look_at(&self, name: DiskName) -> Option<(u64, u64)> {
-        let size = self.size_of(name)?;
         let closed = self.gate.closed();
+        let size = self.size_of(name)?;
         if closed.contains(&name) {
-            return Some((size, 0));
+            // One that is being removed loses its size before its name.
+            return (size > 0).then_some((size, 0));
         }
         let disk = open(&self.root, name, Access::Read).ok()?;
         let pages = rapiddisk::pages_in_use(&disk).ok()?;
