@@ -127,7 +127,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error>
             Long("allow-host") => policy.allow_hosts.push(value(&mut parser, "a name", some)?),
             Long("allow-origin") => policy.allow_origins.push(value(&mut parser, "an origin", some)?),
             Long("connections") => {
-                limits.connections = number(&mut parser, 2, 65536)?;
+                limits.connections = number(&mut parser, 8, 65536)?;
                 limits.per_address = limits.connections / 2;
             }
             Long("workers") => {
@@ -137,7 +137,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error>
             Long("request-time") => limits.head_time = seconds(&mut parser)?,
             Long("idle-time") => limits.idle_time = seconds(&mut parser)?,
             Long("write-time") => limits.write_time = seconds(&mut parser)?,
-            Long("body-limit") => limits.body_bytes = number(&mut parser, 0, 64 << 10)?,
+            Long("body-limit") => limits.body_bytes = number(&mut parser, 1 << 10, 64 << 10)?,
             _ => return Err(arg.unexpected().into()),
         }
     }
@@ -320,8 +320,10 @@ mod tests {
             (&["--memory-limit", "9999999999T"], "\"9999999999T\""),
             (&["-p", "+80"], "\"+80\""),
             (&["--workers", "1"], "\"1\""),
-            (&["--connections", "x"], "\"x\""),
+            (&["--connections", "7"], "\"7\""),
             (&["--idle-time", "0"], "\"0\""),
+            (&["--body-limit", "1023"], "\"1023\""),
+            (&["--body-limit", "65537"], "\"65537\""),
             (&["--open=yes"], "yes"),
             (&["--nonsense"], "--nonsense"),
             (&["-x"], "-x"),

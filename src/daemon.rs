@@ -5,13 +5,14 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use log::{LevelFilter, error, info, warn};
+use log::{LevelFilter, info, warn};
 
 use crate::api::Api;
 use crate::args::Config;
 use crate::http::{Access, Server, Wake};
 use crate::kernel::signal::{self, Wanted};
 use crate::kernel::{Root, process};
+use crate::logger::Logger;
 use crate::storage::Storage;
 
 /// Why the daemon ended other than as told.
@@ -33,25 +34,25 @@ pub fn run(config: &Config) -> Result<(), Error> {
         1 => LevelFilter::Debug,
         _ => LevelFilter::Trace,
     };
-    let logger = simple_logger::SimpleLogger::new().with_level(level);
-    logger.init().map_err(|error| Error(format!("cannot log: {error}")))?;
-    // One line for the log. A backtrace would cost memory for good, and names no
-    // more in a stripped binary.
-    std::panic::set_hook(Box::new(|panic| error!("{}", panic.to_string().escape_debug())));
+    let logger = Logger::install(level).map_err(|error| Error(format!("cannot log: {error}")))?;
     let failed = |what: &str| {
         let what = what.to_owned();
         move |error: io::Error| Error(format!("{what}: {error}"))
     };
-    let signals = signal::install().map_err(failed("cannot catch signals"))?;
     let plain = |error: io::Error| Error(error.to_string());
     let access = Access::new(config.policy.clone()).map_err(plain)?;
     let server = Server::bind(&config.listen, config.limits.clone(), access).map_err(plain)?;
     // The ports are open, no thread but this one runs yet.
     process::restrict().map_err(failed("cannot drop privileges"))?;
+    // From here on every thread has no more rights than it needs.
+    logger.start().map_err(failed("cannot start the log's thread"))?;
     let storage = Storage::new(Root::new("/"), config.memory_limit);
     for repaired in storage.recover() {
         warn!("left by an earlier run: {repaired}");
     }
+    // Not before: what was left may take the kernel long to repair, and until then a signal ends
+    // the process at once. The next start goes on with the rest.
+    let signals = signal::install().map_err(failed("cannot catch signals"))?;
     for address in server.local_addrs() {
         info!("listening on {address}");
     }

@@ -4,11 +4,13 @@
 //! The layers, each knowing only those after it: [`daemon`] starts and stops the
 //! service, [`api`] is the /v1 contract, [`http`] the connections, [`storage`]
 //! what an administrator thinks in, and [`kernel`] the only place with system
-//! calls, ioctls and the paths of sysfs, procfs and configfs.
+//! calls, ioctls and the paths of sysfs, procfs and configfs. [`logger`] takes what all of them
+//! have to say.
 
 pub mod api;
 pub mod args;
 pub mod daemon;
 pub mod http;
 pub mod kernel;
+pub mod logger;
 pub mod storage;

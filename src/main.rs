@@ -1,31 +1,35 @@
 //! The `rapiddiskd` program: parse the command line, run the daemon, say in one
 //! line what went wrong.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use rapiddiskd::args::{self, Command};
-use rapiddiskd::daemon;
+use rapiddiskd::{daemon, logger};
 
 fn main() -> ExitCode {
     match args::parse(std::env::args_os()) {
         Ok(Command::Run(config)) => match daemon::run(&config) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("rapiddiskd: {error}");
+                logger::say(&error.to_string());
                 ExitCode::from(1)
             }
         },
-        Ok(Command::Help) => {
-            print!("{}", args::HELP);
-            ExitCode::SUCCESS
-        }
-        Ok(Command::Version) => {
-            println!("rapiddiskd {}", env!("CARGO_PKG_VERSION"));
-            ExitCode::SUCCESS
-        }
+        Ok(Command::Help) => print(args::HELP),
+        Ok(Command::Version) => print(concat!("rapiddiskd ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(error) => {
-            eprintln!("rapiddiskd: {error}");
+            logger::say(&error.to_string());
             ExitCode::from(2)
         }
+    }
+}
+
+/// Success only if all of it went out.
+fn print(text: &str) -> ExitCode {
+    let mut stdout = std::io::stdout();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::from(1),
     }
 }

@@ -71,8 +71,8 @@ impl Access {
     /// Reads what the policy names.
     ///
     /// # Errors
-    /// A bad token file, a malformed origin, or parts of the policy that exclude each other.
-    pub fn new(policy: Policy) -> io::Result<Access> {
+    /// A bad token file, a malformed origin or name, or parts of the policy that exclude each other.
+    pub fn new(mut policy: Policy) -> io::Result<Access> {
         let invalid = |message: String| io::Error::new(io::ErrorKind::InvalidInput, message);
         if policy.open && policy.token_file.is_some() {
             return Err(invalid("a token file and --open exclude each other".to_owned()));
@@ -80,6 +80,16 @@ impl Access {
         for origin in &policy.allow_origins {
             if !is_origin(origin) {
                 return Err(invalid(format!("{origin:?} is no origin such as https://console.example")));
+            }
+        }
+        for host in &mut policy.allow_hosts {
+            if host.ends_with('.') {
+                host.pop();
+            }
+            if !is_name(host) {
+                return Err(invalid(format!(
+                    "{host:?} is no name of a host, such as storage.example, without a port"
+                )));
             }
         }
         if policy.open {
@@ -211,6 +221,10 @@ fn host_name(host: &str) -> &str {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
     }
+}
+
+fn is_name(host: &str) -> bool {
+    !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
 }
 
 /// As browsers write it: lower case, no path.

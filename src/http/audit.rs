@@ -1,4 +1,5 @@
-//! The audit log: one line for each change, done or refused.
+//! The audit log: one line for each change, done or refused, and for each request without a valid
+//! token where one is needed.
 //!
 //! The target is printable ASCII when it gets here and is escaped as well, so that no client can
 //! make a line say what is not so.
@@ -6,8 +7,10 @@
 use super::Request;
 use std::time::{Duration, Instant};
 
-/// Refused changes that are logged in a second: anybody can send any number of them.
+/// Refused requests that are logged in a second: anybody can send any number of them.
 const REFUSED_A_SECOND: u32 = 20;
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Logs a change, with how long it took.
 pub(super) fn done(request: &Request, status: u16, took: Duration) {
@@ -21,7 +24,7 @@ fn line(request: &Request, status: u16) -> String {
     format!("peer={peer} caller={caller} action={action:?} status={status}")
 }
 
-/// Logs changes that were refused before they began, up to so many a second.
+/// Logs requests that were refused before they began, up to so many a second.
 #[derive(Default)]
 pub(super) struct Refusals {
     second: Option<Instant>,
@@ -32,10 +35,8 @@ pub(super) struct Refusals {
 impl Refusals {
     /// Logs one, or counts it.
     pub fn log(&mut self, request: &Request, status: u16, now: Instant) {
-        if self.second.is_none_or(|begin| now.duration_since(begin) >= Duration::from_secs(1)) {
-            if self.left_out > 0 {
-                log::info!(target: "audit", "{} more changes were refused", self.left_out);
-            }
+        if self.second.is_none_or(|begin| now.duration_since(begin) >= SECOND) {
+            self.say_left_out();
             *self = Refusals { second: Some(now), ..Refusals::default() };
         }
         if self.logged < REFUSED_A_SECOND {
@@ -43,6 +44,19 @@ impl Refusals {
             log::info!(target: "audit", "{} ms=0", line(request, status));
         } else {
             self.left_out += 1;
+        }
+    }
+
+    /// When the log should say how many lines it lacks.
+    pub fn due(&self) -> Option<Instant> {
+        self.second.filter(|_| self.left_out > 0).map(|begin| begin + SECOND)
+    }
+
+    /// Says how many lines the log lacks, if any.
+    pub fn say_left_out(&mut self) {
+        let left_out = std::mem::take(&mut self.left_out);
+        if left_out > 0 {
+            log::info!(target: "audit", "{left_out} more requests were refused");
         }
     }
 }
@@ -82,7 +96,13 @@ mod tests {
             refusals.log(&request, 401, now);
         }
         assert_eq!((refusals.logged, refusals.left_out), (REFUSED_A_SECOND, 80));
-        refusals.log(&request, 401, now + Duration::from_secs(1));
+        assert_eq!(refusals.due(), Some(now + SECOND));
+        refusals.say_left_out();
+        assert_eq!(refusals.due(), None);
+        // Saying so gives nobody more lines.
+        refusals.log(&request, 401, now);
+        assert_eq!((refusals.logged, refusals.left_out), (REFUSED_A_SECOND, 1));
+        refusals.log(&request, 401, now + SECOND);
         assert_eq!((refusals.logged, refusals.left_out), (1, 0));
     }
 }

@@ -51,6 +51,12 @@ pub(super) struct Conn {
     pub peer: Peer,
     pub share: Share,
     pub state: State,
+    /// When it was accepted.
+    pub admitted: Instant,
+    /// It was answered at least once.
+    pub answered: bool,
+    /// It is in the list of those that can go on without an event.
+    pub listed: bool,
     /// When it came into its state, or last got on in it.
     pub since: Instant,
     /// When its state ends it.
@@ -81,6 +87,9 @@ impl Conn {
             peer,
             share: peer.share(),
             state: State::Idle,
+            admitted: now,
+            answered: false,
+            listed: false,
             since: now,
             deadline: Some(now + limits.idle_time),
             input: Vec::new(),
@@ -93,6 +102,11 @@ impl Conn {
             written: 0,
             dropped: 0,
         }
+    }
+
+    /// Whether a request of it is queued or running.
+    pub fn is_busy(&self) -> bool {
+        matches!(self.state, State::Queued | State::Running)
     }
 
     /// Comes into a state.
@@ -146,6 +160,7 @@ impl Conn {
 
     /// Takes over an answer of which `written` bytes went out already.
     pub fn put_output(&mut self, output: Vec<u8>, written: usize) {
+        self.answered = true;
         self.output = output;
         self.written = written;
     }

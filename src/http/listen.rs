@@ -17,6 +17,11 @@ const BACKLOG: i32 = 1024;
 /// ours, for the case that a client's host is gone.
 const USER_TIMEOUT: u32 = 20_000;
 
+/// Bytes that the kernel keeps of a connection, besides its own overhead: a client that never reads
+/// or of which nothing is read must not make it grow these by itself, up to megabytes each.
+const SEND_BUFFER: usize = 64 << 10;
+const RECEIVE_BUFFER: usize = 32 << 10;
+
 /// One listening socket. A Unix socket's file is removed with it.
 #[derive(Debug)]
 pub(super) struct Listener {
@@ -103,6 +108,8 @@ fn try_tcp(address: SocketAddr, dual: bool) -> Result<Listener, Errno> {
     sockopt::set_tcp_nodelay(&socket, true)?;
     sockopt::set_socket_keepalive(&socket, true)?;
     sockopt::set_tcp_user_timeout(&socket, USER_TIMEOUT)?;
+    sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER)?;
+    sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER)?;
     net::bind(&socket, &SocketAddrAny::from(address))?;
     net::listen(&socket, BACKLOG)?;
     Ok(Listener { socket, file: None })

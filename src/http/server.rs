@@ -9,7 +9,7 @@ use super::parse::{self, Outcome, Refusal};
 use super::render::Shape;
 use super::slots::Slots;
 use super::workers::{Done, Pool};
-use super::{Access, Limits, Listen, Method, Request, Service, Wake, audit};
+use super::{Access, Limits, Listen, Method, Peer, Request, Service, Wake, audit};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
@@ -88,13 +88,17 @@ struct Front {
     now: Instant,
     /// No connection's deadline is before this.
     next_deadline: Option<Instant>,
-    /// Connections that can go on without an event.
+    /// Connections that can go on without an event, each once.
     ready: Vec<u64>,
     done: Vec<Done>,
     /// Connections whose request is queued or running, results not yet taken included.
     busy: usize,
     /// Bytes of answers that connections hold.
     unsent: usize,
+    /// Which listener has its turn to be asked for a connection.
+    next_listener: usize,
+    /// A new connection for which there is no room at this very moment.
+    at_door: Option<(OwnedFd, Peer)>,
     /// When accepting goes on, if it rests.
     accept_again: Option<Instant>,
     accept_warned: Option<Instant>,
@@ -113,7 +117,7 @@ impl Front {
         for (listener, token) in listeners.iter().zip(LISTENERS..) {
             epoll::add(&epoll, &listener.socket, EventData::new_u64(token), EventFlags::IN)?;
         }
-        admit::fit_to_files(&mut limits);
+        admit::fit_to_files(&mut limits, listeners.len());
         let pool = Pool::start(Arc::clone(&service), bell, limits.workers, limits.changes, limits.queue)?;
         Ok(Front {
             epoll,
@@ -129,6 +133,8 @@ impl Front {
             done: Vec::new(),
             busy: 0,
             unsent: 0,
+            next_listener: 0,
+            at_door: None,
             accept_again: None,
             accept_warned: None,
             stopping: false,
@@ -156,6 +162,8 @@ impl Front {
         let end = self.now + self.limits.grace;
         self.stopping = true;
         self.listeners.clear();
+        self.at_door = None;
+        self.accept_again = None;
         let mut quiet = Vec::new();
         for (token, conn) in self.slots.iter() {
             if matches!(conn.state, State::Idle | State::Reading) {
@@ -170,6 +178,7 @@ impl Front {
             self.wait(&mut events, Some(end))?;
             self.turn(&events);
         }
+        self.refusals.say_left_out();
         Ok(())
     }
 
@@ -190,15 +199,17 @@ impl Front {
         let times = [
             self.next_deadline.map(left),
             self.accept_again.map(left),
+            self.refusals.due().map(left),
             end.map(left),
             (self.busy > 0).then_some(if self.stopping { NAP / 20 } else { NAP }),
             (!self.ready.is_empty()).then_some(Duration::ZERO),
         ];
         let shortest = times.into_iter().flatten().min()?;
         // Rounded up to a hundredth of a second, so that many deadlines close to each other
-        // cost one look at the table.
-        let hundredths = shortest.as_nanos().div_ceil(10_000_000) as i64;
-        Some(Timespec { tv_sec: hundredths / 100, tv_nsec: hundredths % 100 * 10_000_000 })
+        // cost one look at the table. Who is at the door has waited long enough already.
+        let step = if self.at_door.is_some() { 1 } else { 10 };
+        let milliseconds = shortest.as_nanos().div_ceil(step * 1_000_000) as i64 * step as i64;
+        Some(Timespec { tv_sec: milliseconds / 1000, tv_nsec: milliseconds % 1000 * 1_000_000 })
     }
 
     /// Handles what happened and what is due. True if the caller's descriptor is readable.
@@ -218,12 +229,19 @@ impl Front {
             }
         }
         for token in std::mem::take(&mut self.ready) {
-            self.advance(token);
+            if let Some(conn) = self.slots.get(token) {
+                conn.listed = false;
+                self.advance(token);
+            }
         }
         self.expire();
+        if self.refusals.due().is_some_and(|at| at <= self.now) {
+            self.refusals.say_left_out();
+        }
         if self.accept_again.is_some_and(|at| at <= self.now) {
             self.accept_again = None;
             self.listen_for(EventFlags::IN);
+            accepting = true;
         }
         // Last, so that nothing gives way to a new connection that has just brought a request.
         if accepting {
@@ -237,8 +255,7 @@ impl Front {
         let ended = flags.intersects(EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR);
         conn.hangup |= ended;
         conn.readable |= ended || flags.contains(EventFlags::IN);
-        let waits = matches!(conn.state, State::Queued | State::Running);
-        if waits && conn.readable && !conn.line.wait_for_end() {
+        if conn.is_busy() && conn.readable && !conn.line.wait_for_end() {
             self.take_done();
         }
         self.advance(token);
@@ -254,9 +271,17 @@ impl Front {
                 Some((bytes, written)) => self.put_answer(token, bytes, written, at),
                 None => self.remove(token),
             }
-            self.ready.push(token);
+            self.list(token);
         }
         self.done = done;
+    }
+
+    /// Notes that a connection can go on without an event.
+    fn list(&mut self, token: u64) {
+        if let Some(conn) = self.slots.get(token).filter(|conn| !conn.listed) {
+            conn.listed = true;
+            self.ready.push(token);
+        }
     }
 
     /// An answer is there, `written` bytes of it on their way; what follows from that is done by
@@ -284,7 +309,7 @@ impl Front {
                 return;
             }
         }
-        self.ready.push(token);
+        self.list(token);
     }
 
     fn advance_reading(&mut self, token: u64) -> bool {

@@ -3,7 +3,7 @@
 //! Lines of `ROLE NAME TOKEN`, separated by blanks; `#` begins a comment line. A token is held
 //! once, here, and goes into no message, log line or `Debug` output.
 
-use rustix::fs::{FileType, fstat};
+use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use std::fmt;
 use std::fs::File;
 use std::hint::black_box;
@@ -151,7 +151,9 @@ fn parse_line(line: &[u8]) -> Result<Token, &'static str> {
 }
 
 fn read_private(path: &Path, owner: u32) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
+    // Opening a FIFO would wait for its other end for ever.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::from(open(path, flags, Mode::empty())?);
     let stat = fstat(&file)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(io::Error::other("it is not a regular file"));

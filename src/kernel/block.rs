@@ -104,11 +104,16 @@ pub fn whole(root: &Root, dev: Dev) -> Option<Dev> {
     Dev::parse(&attribute(root, dev, "../dev")?)
 }
 
+/// Whether a device stands behind a whole disk; of a loop device, whether it is
+/// attached.
+pub fn has_device(root: &Root, name: &str) -> bool {
+    let behind = if name.starts_with("loop") { "loop" } else { "device" };
+    root.exists(format!("sys/block/{name}/{behind}"))
+}
+
 /// What sysfs says of a whole disk as a piece of hardware.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hardware {
-    /// A device stands behind it, or it is an attached loop device.
-    pub has_device: bool,
     /// A path of a multipath disk, which is no disk of its own.
     pub hidden: bool,
     /// Its medium can be taken out.
@@ -122,10 +127,8 @@ pub struct Hardware {
 /// Looks at a whole disk, by the kernel's name.
 pub fn hardware(root: &Root, name: &str) -> Hardware {
     let dir = format!("sys/block/{name}");
-    let behind = if name.starts_with("loop") { "loop" } else { "device" };
     let identity = |part| root.attribute(format!("{dir}/device/{part}")).filter(|text| !text.is_empty());
     Hardware {
-        has_device: root.exists(format!("{dir}/{behind}")),
         hidden: root.number(format!("{dir}/hidden")) == Some(1),
         removable: root.number(format!("{dir}/removable")) == Some(1),
         vendor: identity("vendor"),

@@ -39,8 +39,11 @@ impl Storage {
     /// The disk of that name, if it is a real one.
     fn disk(&self, name: String) -> Option<Disk> {
         let is_array = name.starts_with("md");
+        if !(is_array || name.starts_with("pmem") || block::has_device(&self.root, &name)) {
+            return None;
+        }
         let hardware = block::hardware(&self.root, &name);
-        if hardware.hidden || !(hardware.has_device || is_array || name.starts_with("pmem")) {
+        if hardware.hidden {
             return None;
         }
         let size = block::size_of_disk(&self.root, &name)?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 const TOKENS: &str = "admin ops 0123456789abcdef\nviewer eye fedcba9876543210\n";
 
-fn write_tokens(path: &Path, text: &str) {
+pub fn write_tokens(path: &Path, text: &str) {
     let _ = std::fs::remove_file(path);
     let mut options = std::fs::OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(path).unwrap();
@@ -29,13 +29,9 @@ fn tokens_are_asked_for_and_read_again() {
     let path = scratch.0.join("tokens");
     write_tokens(&path, TOKENS);
     let policy = Policy { token_file: Some(path.clone()), ..Policy::default() };
-    let access = Access::new(policy);
-    if !rustix::process::geteuid().is_root() {
-        // The file belongs to whoever runs the test.
-        assert!(access.unwrap_err().to_string().contains("must belong to root"));
-        return;
-    }
-    let daemon = start_with(&[LOOPBACK], Limits::default(), access.unwrap());
+    let is_root = rustix::process::geteuid().is_root();
+    assert!(is_root, "token files belong to root: this test has to run as root");
+    let daemon = start_with(&[LOOPBACK], Limits::default(), Access::new(policy).unwrap());
     let admin = "Authorization: Bearer 0123456789abcdef\r\n";
     let viewer = "Authorization: Bearer fedcba9876543210\r\n";
     for target in ["/a", "/instant"] {
@@ -59,7 +55,7 @@ fn tokens_are_asked_for_and_read_again() {
     assert_eq!(ask(&daemon, "POST /a", new).status, 200);
 }
 
-fn until(mut condition: impl FnMut() -> bool) {
+pub fn until(mut condition: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !condition() {
         assert!(begin.elapsed() < Duration::from_secs(5));

@@ -5,4 +5,5 @@ mod audit;
 mod bounds;
 mod daemon;
 mod life;
+mod program;
 mod requests;

@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use crate::support::kernel::{Process, eventually, put};
 use crate::support::{Client, MIB, clean, guest_after};
 
@@ -29,8 +31,11 @@ fn listing_a_thousand_disks() {
     }
     let list = |client: &Client| {
         let start = Instant::now();
-        let listed = client.disks().len();
-        (listed, start.elapsed())
+        let reply = client.get("listRapidDiskVolumes");
+        let time = start.elapsed();
+        // Not through `disks()`: the reference's answers have no content type.
+        let body: Value = serde_json::from_str(&reply.text).expect("JSON");
+        (body["volumes"][0]["rapiddisk"].as_array().expect("disks").len(), time)
     };
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {

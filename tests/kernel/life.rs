@@ -209,7 +209,7 @@ fn eight_clients_make_and_remove_disks_and_never_share_a_name() {
         }
     };
     meanwhile(
-        1,
+        2,
         || assert_well_formed(&client),
         || {
             std::thread::scope(|scope| {

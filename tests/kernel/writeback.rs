@@ -49,9 +49,9 @@ fn nothing_is_lost_when_a_cache_full_of_unwritten_data_is_removed() {
 #[test]
 fn more_data_than_the_cache_holds_is_not_lost_either() {
     let guest = guest();
-    guest.disk(4);
+    guest.disk(2);
     guest.cache("rd0", "sda", "writeback");
-    let data = noise(2, 12 * MIB as usize);
+    let data = noise(2, 5 * MIB as usize);
     write("/dev/mapper/rc-wb_sda", 8 * MIB, &data);
     settle();
     guest.change("removeRapidDiskCache/rc-wb_sda");

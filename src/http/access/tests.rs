@@ -103,7 +103,7 @@ fn callers_are_known_by_name_when_refused_too() {
 
 #[test]
 fn rebound_names_are_refused_for_reads_too() {
-    let access = allowing(&["storage.example"], &[]);
+    let access = allowing(&["storage.example", "dotted.example."], &[]);
     let of = |host: &str, peer: &Peer| status(&access, peer, &fields(host, None, None), false);
     let local = ip("127.0.0.1");
     let hostname = rustix::system::uname().nodename().to_str().unwrap().to_owned();
@@ -117,6 +117,8 @@ fn rebound_names_are_refused_for_reads_too() {
         "[2001:db8::1]",
         "storage.example",
         "Storage.Example:80",
+        "dotted.example",
+        "dotted.example.:9118",
         &hostname,
         &format!("{hostname}:9118"),
     ] {
@@ -208,6 +210,15 @@ fn contradictory_or_malformed_policies_are_errors() {
     for origin in ["console.example", "https://", "https://a/", "https://A", "*", "null", "ftp://a"] {
         let policy = Policy { allow_origins: vec![origin.to_owned()], ..Policy::default() };
         assert!(error(policy).contains(origin), "{origin}");
+    }
+}
+
+#[test]
+fn a_host_to_allow_that_could_never_match_is_an_error() {
+    for host in ["storage.example:9118", "[::1]", "http://storage.example", ".", "", "a b", "caf\u{e9}"] {
+        let policy = Policy { allow_hosts: vec![host.to_owned()], ..Policy::default() };
+        let error = Access::new(policy).unwrap_err().to_string();
+        assert!(error.contains("without a port"), "{host}: {error}");
     }
 }
 

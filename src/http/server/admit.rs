@@ -1,7 +1,7 @@
 //! Who gets in: accepting connections, making room for them, and resting where the system has none.
 
 use super::{Front, LISTENERS};
-use crate::http::conn::{Conn, State};
+use crate::http::conn::Conn;
 use crate::http::workers::Line;
 use crate::http::{Limits, Peer, Share};
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -11,15 +11,21 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Connections accepted before those that are there get their turn. Where an address may have
-/// few, it is half of these: a new one must not go before its request could be read.
+/// Connections accepted, at all listeners together, before those that are there get their turn.
 const ACCEPTS: usize = 64;
+
+/// For how long a new connection goes after all others, if its first request is not there yet:
+/// the kernel may hand us a connection before what its client sent right after.
+const YOUNG: Duration = Duration::from_millis(250);
+
+/// For how long such a one does not go at all: time for its client to send and for us to read.
+const FRESH: Duration = Duration::from_millis(5);
 
 /// How long accepting rests when the system has no descriptor or memory for one more.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Descriptors that are not connections': standard ones, epoll, listeners, and for each worker
-/// what a handler opens.
+/// Descriptors that are neither connections' nor listeners': standard ones, epoll, what wakes us,
+/// one at the door, and for each worker what a handler opens.
 const OTHER_FILES: usize = 16;
 const WORKER_FILES: usize = 2;
 const FEWEST_CONNECTIONS: usize = 8;
@@ -30,32 +36,42 @@ const WARN_AGAIN: Duration = Duration::from_secs(10);
 impl Front {
     /// Takes in who waits at the listeners.
     pub(super) fn accept_all(&mut self) {
-        let most = ACCEPTS.min(self.limits.per_address.div_ceil(2));
-        for index in 0..self.listeners.len() {
-            for _ in 0..most {
-                match self.listeners[index].accept() {
-                    Ok((socket, peer)) => self.admit(socket, peer),
-                    Err(Errno::AGAIN) => break,
-                    Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS)) => {
-                        if !self.make_room(None) {
-                            self.rest(error);
-                            return;
-                        }
-                    }
-                    // The client went away, or the network had something to say about it. What
-                    // else there may be must not turn into a busy loop.
-                    Err(Errno::CONNABORTED | Errno::INTR | Errno::PROTO) => {}
-                    Err(error) => {
-                        self.rest(error);
-                        return;
+        if let Some((socket, peer)) = self.at_door.take() {
+            // The newcomers for which it waited are fresh no more. If there is no room even so,
+            // everybody is being answered.
+            let _ = self.admit(socket, peer);
+        }
+        // One from each listener in turn: a flood at one must not close the others.
+        let mut without = 0;
+        for _ in 0..ACCEPTS {
+            if without == self.listeners.len() {
+                return;
+            }
+            let index = self.next_listener % self.listeners.len();
+            self.next_listener = index + 1;
+            match self.listeners[index].accept() {
+                Ok((socket, peer)) => {
+                    without = 0;
+                    self.at_door = self.admit(socket, peer).err();
+                    if self.at_door.is_some() {
+                        return self.pause(FRESH);
                     }
                 }
+                Err(Errno::AGAIN) => without += 1,
+                Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS)) => {
+                    if !self.make_room(None) {
+                        return self.rest(error);
+                    }
+                }
+                Err(error) if concerns_one_client(error) => {}
+                // What else there may be must not turn into a busy loop.
+                Err(error) => return self.rest(error),
             }
         }
     }
 
-    /// Takes a new connection in, if need be in the place of another.
-    fn admit(&mut self, socket: OwnedFd, peer: Peer) {
+    /// Takes a new connection in, if need be in the place of another, or gives it back.
+    fn admit(&mut self, socket: OwnedFd, peer: Peer) -> Result<(), (OwnedFd, Peer)> {
         let share = peer.share();
         let of_share = self.slots.iter().filter(|(_, conn)| conn.share == share).count();
         let room = if of_share >= self.limits.per_address {
@@ -64,7 +80,7 @@ impl Front {
             self.slots.len() < self.limits.connections || self.make_room(None)
         };
         if !room {
-            return;
+            return Err((socket, peer));
         }
         let conn = Conn::new(Line::new(socket), peer, self.now, &self.limits);
         let line = Arc::clone(&conn.line);
@@ -75,25 +91,38 @@ impl Front {
         if epoll::add(&self.epoll, &line.socket, EventData::new_u64(token), flags).is_err() {
             self.remove(token);
         }
+        Ok(())
     }
 
     /// Closes the connection that can best be spared, of one share or of all: the oldest of the
-    /// most sparable state. One that is being answered never goes, except where its client has
-    /// long stopped taking the answer.
+    /// most sparable state, and those that are new after all others. One whose request is queued
+    /// or running never goes, nor does a fresh one. `has_room_for_requests` sees to it that some
+    /// are neither, at the latest when the fresh ones are no longer so.
     fn make_room(&mut self, share: Option<Share>) -> bool {
-        let stuck = self.now.checked_sub(self.limits.linger_time);
-        let sparable = |conn: &Conn| match conn.state {
-            State::Lingering | State::Idle | State::Reading => true,
-            State::Writing => stuck.is_some_and(|stuck| conn.since < stuck),
-            State::Queued | State::Running => false,
+        let is_new = |conn: &Conn, time| !conn.answered && self.now.duration_since(conn.admitted) < time;
+        let sparable = |conn: &Conn| {
+            share.is_none_or(|share| conn.share == share) && !conn.is_busy() && !is_new(conn, FRESH)
         };
         let oldest = self
             .slots
             .iter()
-            .filter(|(_, conn)| share.is_none_or(|share| conn.share == share) && sparable(conn))
-            .min_by_key(|(_, conn)| (conn.state, conn.since))
+            .filter(|(_, conn)| sparable(conn))
+            .min_by_key(|(_, conn)| (is_new(conn, YOUNG), conn.state, conn.since))
             .map(|(token, _)| token);
         oldest.map(|token| self.remove(token)).is_some()
+    }
+
+    /// Whether one more request of this share may be queued. Of its connections, and of all, a
+    /// quarter stays without one, so that a new connection always finds one to replace.
+    pub(super) fn has_room_for_requests(&self, share: Share) -> bool {
+        let most = |connections: usize| (connections - connections.div_ceil(4)).max(1);
+        let of_share = most(self.limits.per_address);
+        if self.busy >= most(self.limits.connections) {
+            return false;
+        }
+        // Counted only where it matters: no share has more than all have.
+        self.busy < of_share
+            || self.slots.iter().filter(|(_, conn)| conn.share == share && conn.is_busy()).count() < of_share
     }
 
     /// Stops accepting for a moment; says so in the log, but not all the time.
@@ -102,7 +131,11 @@ impl Front {
             log::warn!("cannot accept a connection: {error}; trying again every {PAUSE:?}");
             self.accept_warned = Some(self.now);
         }
-        self.accept_again = Some(self.now + PAUSE);
+        self.pause(PAUSE);
+    }
+
+    fn pause(&mut self, time: Duration) {
+        self.accept_again = Some(self.now + time);
         self.listen_for(EventFlags::empty());
     }
 
@@ -116,10 +149,29 @@ impl Front {
     }
 }
 
+/// Errors of the one connection that accept(2) would have returned: its client went away, a rule
+/// of the firewall is against it, or the network had something to say about it.
+fn concerns_one_client(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::CONNABORTED
+            | Errno::INTR
+            | Errno::PERM
+            | Errno::PROTO
+            | Errno::NOPROTOOPT
+            | Errno::OPNOTSUPP
+            | Errno::NETDOWN
+            | Errno::NETUNREACH
+            | Errno::HOSTDOWN
+            | Errno::HOSTUNREACH
+            | Errno::NONET
+    )
+}
+
 /// Sees that connections leave enough of the open files for the rest of the process: raises the
 /// soft limit if that helps, else allows fewer connections.
-pub(super) fn fit_to_files(limits: &mut Limits) {
-    let others = OTHER_FILES + limits.workers * WORKER_FILES;
+pub(super) fn fit_to_files(limits: &mut Limits, listeners: usize) {
+    let others = OTHER_FILES + listeners + limits.workers * WORKER_FILES;
     let wanted = (limits.connections + others) as u64;
     let files = getrlimit(Resource::Nofile);
     if files.current.is_none_or(|current| current >= wanted) {

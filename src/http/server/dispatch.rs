@@ -52,7 +52,8 @@ impl Front {
                 return self.answer_now(token, answer);
             }
             Decision::Refuse(refusal) => {
-                if kind.is_change {
+                // A wrong token is worth a line whatever it was shown for.
+                if kind.is_change || refusal.status == 401 {
                     self.refusals.log(&request, refusal.status, self.now);
                 }
                 return self.refuse(token, refusal);
@@ -62,14 +63,18 @@ impl Front {
             let answer = respond(&*service, &conn.shape, || service.answer(&request));
             return self.answer_now(token, answer);
         }
+        let share = conn.share;
         let room = if self.unsent > self.limits.unsent_bytes {
             Err("Too many answers wait for clients to take them; try again.")
+        } else if !self.has_room_for_requests(share) {
+            Err("Too many connections wait for answers; try again.")
         } else {
             self.pool.room(kind.is_change)
         };
         if let Err(message) = room {
             return self.no_room(token, &request, kind.is_change, message);
         }
+        let Some(conn) = self.slots.get(token) else { return };
         let awaited = conn.shape.close || conn.readable || conn.fresh;
         let deadline = self.now + self.limits.queue_time;
         conn.enter(State::Queued, self.now, Some(deadline));

@@ -1,7 +1,7 @@
 //! Token files and their tokens.
 
 use super::*;
-use rustix::fs::{Mode, chmod};
+use rustix::fs::{CWD, chmod, mknodat};
 use rustix::process::geteuid;
 use std::path::PathBuf;
 
@@ -90,6 +90,10 @@ fn what_is_no_token_file_is_refused() {
     let error = Tokens::read(Path::new("/nonexistent/tokens")).unwrap_err().to_string();
     assert!(error.starts_with("token file /nonexistent/tokens: "), "{error}");
     Tokens::read(&std::env::temp_dir()).unwrap_err();
+    let fifo = TokenFile::new("fifo", b"", 0o600);
+    std::fs::remove_file(&fifo.0).unwrap();
+    mknodat(CWD, &fifo.0, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    assert!(fifo.error().contains("not a regular file"));
     assert!(TokenFile::new("bad", b"admin", 0o600).error().contains("line 1"));
     let long = [b"#".repeat(70_000), b"\nadmin ops 0123456789abcdef".to_vec()].concat();
     assert!(TokenFile::new("long", &long, 0o600).error().contains("64 KiB"));
