@@ -48,6 +48,14 @@ struct Daemon {
     attackers: AtomicU64,
 }
 
+/// A port that nobody listens on, below those that the kernel gives to clients: the attackers of
+/// one daemon must not take the next one's.
+fn free_port() -> u16 {
+    let first = 20_000 + (std::process::id() % 10_000) as u16;
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    (first..32_000).find(is_free).expect("a free port")
+}
+
 impl Daemon {
     /// Under `ulimit` with these options, such as `-n 64`.
     fn start(ulimit: &str) -> Daemon {
@@ -59,7 +67,7 @@ impl Daemon {
     }
 
     fn try_start(ulimit: &str, args: &[&str]) -> Result<Daemon, String> {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let shell = format!("ulimit {ulimit} && exec \"$0\" \"$@\"");
         let mut process = Command::new("sh")
             .args(["-c", &shell, env!("CARGO_BIN_EXE_rapiddiskd"), "--port", &port.to_string()])
@@ -491,7 +499,14 @@ fn failing_thread_creation_is_survived_or_reported() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let all = Daemon::start("-c 0").proc_status("Threads");
     let (mut ended, mut fewer) = (0, 0);
-    for kib in (3 << 10..).step_by(256) {
+    // Below that the system cannot even load the program, and says so or not.
+    let loads = |kib: &u32| {
+        let shell = format!("ulimit -v {kib} && exec \"$0\" --version");
+        let shell = Command::new("sh").args(["-c", &shell, env!("CARGO_BIN_EXE_rapiddiskd")]).output();
+        shell.is_ok_and(|output| output.status.success())
+    };
+    let least = (3 << 10..).step_by(256).find(loads).unwrap();
+    for kib in (least..).step_by(256) {
         assert!(kib < 200 << 10, "never started with all workers");
         let mut daemon = match Daemon::try_start(&format!("-v {kib}"), &[]) {
             Ok(daemon) => daemon,
