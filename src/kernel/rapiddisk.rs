@@ -7,7 +7,8 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 
-use rustix::ioctl::{Getter, NoArg, Opcode, ioctl};
+use rustix::fs::{Mode, OFlags};
+use rustix::ioctl::{Getter, NoArg, Opcode, ioctl, opcode};
 
 use super::{Error, Result, Root};
 
@@ -20,6 +21,40 @@ const DEFAULT_MAX: u32 = 1024;
 const HIGHEST_SECTOR: Opcode = 0x0529;
 const PAGES_IN_USE: Opcode = 0x0530;
 const FREE_PAGES: Opcode = 0x0531;
+
+/// `BLKGETSIZE64`, `_IOR(0x12, 114, size_t)`.
+const SIZE: Opcode = opcode::read::<usize>(0x12, 114);
+/// `BLKROGET`, `_IO(0x12, 94)` with a pointer to an int.
+const READ_ONLY: Opcode = opcode::none(0x12, 94);
+
+/// What a disk says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// Size in bytes.
+    pub size: u64,
+    /// Memory held, in bytes.
+    pub used: u64,
+    /// Whether it is read-only.
+    pub read_only: bool,
+}
+
+/// Looks at `rdN` with as few system calls as can be, for lists of many.
+pub fn look_at(root: &Root, number: u32) -> Result<Look> {
+    let path = root.path(format!("dev/rd{number}"));
+    let failed = |errno: rustix::io::Errno| Error::new(format!("look at {}", path.display()), &errno.into());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let disk = rustix::fs::open(&path, flags, Mode::empty()).map_err(failed)?;
+    // SAFETY: the kernel writes one u64, one int and one u64 at the pointers.
+    let (size, read_only, pages) = unsafe {
+        (
+            ioctl(&disk, Getter::<SIZE, u64>::new()).map_err(failed)?,
+            ioctl(&disk, Getter::<READ_ONLY, i32>::new()).map_err(failed)?,
+            ioctl(&disk, Getter::<PAGES_IN_USE, u64>::new()).map_err(failed)?,
+        )
+    };
+    let used = pages.saturating_mul(rustix::param::page_size() as u64);
+    Ok(Look { size, used, read_only: read_only != 0 })
+}
 
 /// One line of `/sys/kernel/rapiddisk/devices`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,13 +136,6 @@ pub fn highest_sector(disk: &File) -> Result<u64> {
     // SAFETY: the module writes one u64 at the pointer (IOCTL_RD_GET_STATS).
     unsafe { ioctl(disk.as_fd(), Getter::<HIGHEST_SECTOR, u64>::new()) }
         .map_err(|errno| Error::new("ioctl 0x0529 (highest sector)", &errno.into()))
-}
-
-/// Pages of memory the disk holds.
-pub fn pages_in_use(disk: &File) -> Result<u64> {
-    // SAFETY: the module writes one u64 at the pointer (IOCTL_RD_GET_USAGE).
-    unsafe { ioctl(disk.as_fd(), Getter::<PAGES_IN_USE, u64>::new()) }
-        .map_err(|errno| Error::new("ioctl 0x0530 (pages in use)", &errno.into()))
 }
 
 /// Frees every page of the disk. EBUSY with a second opener; the module's two

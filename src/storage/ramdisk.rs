@@ -13,6 +13,7 @@ use super::usage::{self, User};
 use super::{Cache, CacheName, DiskName, Error, Result, Size, Storage, retry_busy, wait_until};
 use crate::kernel::block::{self, Access, Dev, SECTOR};
 use crate::kernel::nvmet::build::Item;
+use crate::kernel::rapiddisk::Look;
 use crate::kernel::{self, Root, rapiddisk};
 
 /// How long the kernel may take to make or remove a device node.
@@ -77,16 +78,18 @@ impl Storage {
         let mut listed = self.listed()?;
         let mut disks = Vec::new();
         for name in numbers(&self.root)? {
-            let row = match listed.remove(&name) {
-                // The module's count of pages may run wild: it does not look whether
-                // what is discarded was there.
-                Some(row) => Some((row.size, row.used.min(row.size))),
+            let look = match listed.remove(&name) {
+                Some(row) => {
+                    let read_only = block::is_disk_read_only(&self.root, &name.to_string());
+                    Some(Look { size: row.size, used: row.used, read_only })
+                }
                 None => self.look_at(name),
             };
             // One that went away meanwhile is not there.
-            if let Some((size, usage)) = row {
-                let locked = block::is_disk_read_only(&self.root, &name.to_string());
-                disks.push(RamDisk { name, size, usage, locked });
+            if let Some(Look { size, used, read_only }) = look {
+                // The module's count of pages may run wild: it does not look whether
+                // what is discarded was there.
+                disks.push(RamDisk { name, size, usage: used.min(size), locked: read_only });
             }
         }
         Ok(disks)
@@ -104,18 +107,17 @@ impl Storage {
         Ok(rows.into_iter().map(|row| (DiskName(row.number), row)).collect())
     }
 
-    /// Size and usage in bytes from the device itself; `None` if it is gone. One that
-    /// is being destroyed right now counts as empty.
-    fn look_at(&self, name: DiskName) -> Option<(u64, u64)> {
+    /// Asks the device itself; `None` if it is gone. One that is being destroyed right
+    /// now counts as empty.
+    fn look_at(&self, name: DiskName) -> Option<Look> {
         let closed = self.gate.closed();
-        let size = self.size_of(name)?;
         if closed.contains(&name) {
+            let read_only = block::is_disk_read_only(&self.root, &name.to_string());
             // One that is being removed loses its size before its name.
-            return (size > 0).then_some((size, 0));
+            let size = self.size_of(name).filter(|&size| size > 0)?;
+            return Some(Look { size, used: 0, read_only });
         }
-        let disk = open(&self.root, name, Access::Read).ok()?;
-        let pages = rapiddisk::pages_in_use(&disk).ok()?;
-        Some((size, pages.saturating_mul(rustix::param::page_size() as u64).min(size)))
+        rapiddisk::look_at(&self.root, name.0).ok()
     }
 
     /// Makes a RAM disk under the lowest free number.
