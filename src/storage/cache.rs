@@ -94,7 +94,7 @@ impl Storage {
             return Err(Error::Conflict(format!("{source} has just been changed; try again")));
         }
         if control.info(name.as_dm()).is_ok() {
-            return Err(Error::Conflict(format!("{name} exists already; remove it first")));
+            return Err(exists_already(&name));
         }
         node::check_place(&self.root, &name)?;
         if block::is_read_only(&self.root, disk_dev) {
@@ -380,10 +380,14 @@ fn first_block(disk: DiskName, claim: &File) -> Result<Vec<u8>> {
     Ok(block)
 }
 
+fn exists_already(name: &CacheName) -> Error {
+    Error::Conflict(format!("{name} exists already; remove it first"))
+}
+
 /// Somebody else was quicker than the look whether the name is free.
 fn made_meanwhile(name: &CacheName, error: kernel::Error) -> Error {
     match error.is(Errno::BUSY) {
-        true => Error::Conflict(format!("{name} exists already; remove it first")),
+        true => exists_already(name),
         false => Error::Kernel(format!("cannot make {name}"), error),
     }
 }

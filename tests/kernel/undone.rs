@@ -4,7 +4,7 @@
 use crate::export::{
     HOST, STRANGER, TREE, attribute, connect, connected_disk, disconnect, export, guest_with_port, tree,
 };
-use crate::support::kernel::{Process, State, eventually, names, put};
+use crate::support::kernel::{State, mounted_out_of_sight, names, put};
 use crate::support::{Guest, MIB, sh, sys};
 
 /// Makes a place of the tree read-only, so that the step which writes there fails.
@@ -144,10 +144,7 @@ fn an_export_survives_a_new_name_of_the_machine_and_can_be_ended() {
 fn what_is_mounted_out_of_sight_is_not_exported() {
     let guest = guest_with_port();
     guest.disk(16);
-    sh("mke2fs -q -F -O ^has_journal /dev/rd0");
-    let hidden = Process::start("exec unshare -m sh -c 'mount -t ext4 /dev/rd0 /mnt; exec sleep 1000'");
-    let mounts = format!("/proc/{}/mounts", hidden.pid());
-    eventually("mounted out of sight", || sys(&mounts).unwrap_or_default().contains("/dev/rd0"));
+    let _hidden = mounted_out_of_sight("rd0", "");
     guest.post("createNVMeTarget/rd0/1").failure(409, &["rd0", "claimed"]);
     assert_eq!(tree(), ["1"]);
 }

@@ -2,7 +2,7 @@
 //! who it is: for RAM disks, for sources of caches, and for the caches.
 
 use crate::support::data::{noise, write};
-use crate::support::kernel::{Process, eventually, put, settle, size};
+use crate::support::kernel::{Process, eventually, mounted_out_of_sight, put, settle, size};
 use crate::support::{Guest, MIB, clean, guest, guest_after, meanwhile, sh, sys};
 
 /// A way to use a device, `$D` below `/dev`.
@@ -207,11 +207,8 @@ fn what_a_process_has_open_is_left_alone_and_the_process_named() {
 fn what_is_mounted_where_the_daemon_cannot_see_it_is_left_alone() {
     let guest = guest();
     guest.disk(16);
-    sh("mke2fs -q -F -O ^has_journal /dev/rd0");
     // Read-only, so that the file system itself writes nothing meanwhile.
-    let hidden = Process::start("exec unshare -m sh -c 'mount -t ext4 -o ro /dev/rd0 /mnt; exec sleep 1000'");
-    let mounts = format!("/proc/{}/mounts", hidden.pid());
-    eventually("mounted out of sight", || sys(&mounts).unwrap_or_default().contains("/dev/rd0"));
+    let hidden = mounted_out_of_sight("rd0", "-o ro");
     assert!(!sys("/proc/mounts").unwrap_or_default().contains("/dev/rd0"), "it can be seen");
     assert_disk_is_kept(&guest, "rd0", &["claimed"]);
     guest.post("lockRapidDisk/rd0").failure(409, &["rd0"]);

@@ -55,6 +55,18 @@ impl Drop for Process {
     }
 }
 
+/// A file system on a disk, mounted with these options where the daemon cannot see
+/// it, until dropped.
+pub fn mounted_out_of_sight(disk: &str, options: &str) -> Process {
+    sh(&format!("mke2fs -q -F -O ^has_journal /dev/{disk}"));
+    let hidden = Process::start(&format!(
+        "exec unshare -m sh -c 'mount -t ext4 {options} /dev/{disk} /mnt; exec sleep 1000'"
+    ));
+    let mounts = format!("/proc/{}/mounts", hidden.pid());
+    eventually("mounted out of sight", || sys(&mounts).unwrap_or_default().contains(&format!("/dev/{disk}")));
+    hidden
+}
+
 /// A file of the kernel's without the white space around it.
 pub fn sys(path: &str) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().to_owned())
