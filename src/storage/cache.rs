@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use super::locks::Key;
 use super::names::natural;
-use super::ramdisk::{device_key, require_module};
+use super::ramdisk::device_key;
 use super::undo::Undo;
 use super::usage;
 use super::{CacheName, DiskName, Error, Policy, Result, SourceName, Storage, node, retry_busy, stats};
@@ -78,8 +78,7 @@ impl Storage {
         let name = CacheName::of(policy, source).ok_or_else(|| {
             Error::Invalid(format!("the name of {source} is too long for a cache in front of it"))
         })?;
-        require_module(&self.root)?;
-        let (disk_dev, _) = self.existing(disk)?;
+        let ram = self.existing(disk)?;
         let (source_dev, source_name) = self.source(source)?;
         let control = self.control()?;
         let _held = self.hold(vec![
@@ -97,15 +96,15 @@ impl Storage {
             return Err(exists_already(&name));
         }
         node::check_place(&self.root, &name)?;
-        if block::is_read_only(&self.root, disk_dev) {
+        if block::is_read_only(&self.root, ram.dev) {
             return Err(Error::Conflict(format!("{disk} is locked; unlock it first")));
         }
         let sectors = self.usable_sectors(&source_name, source_dev, policy)?;
         let target = self.target(disk, &source_name, sectors, policy)?;
         // The claims end before the table is loaded, which claims both devices itself.
         let access = if policy == Policy::Writeback { Access::ClaimWrite } else { Access::Claim };
-        let claim = usage::claim_unused(&self.root, disk_dev, &disk.to_string(), access)?;
-        drop(usage::claim_unused(&self.root, source_dev, &source_name, Access::Claim)?);
+        let claim = usage::claim_unused(&self.root, ram.dev, disk, access)?;
+        drop(usage::claim_unused(&self.root, source_dev, &*source_name, Access::Claim)?);
         let before = first_block(disk, &claim)?;
         Undo::run(|undo| {
             if policy == Policy::Writeback {
@@ -170,7 +169,7 @@ impl Storage {
     /// mapping of ours without a table goes, one left suspended runs on, each has
     /// its node, and no node is left without its mapping. Returns what was done or
     /// could not be, a line each.
-    pub fn recover(&self) -> Vec<String> {
+    pub(super) fn recover_caches(&self) -> Vec<String> {
         let Ok(control) = Control::open(&self.root) else { return Vec::new() };
         let Ok(listed) = control.list() else { return Vec::new() };
         let mapped: Vec<_> = listed.iter().filter_map(|listed| CacheName::parse(&listed.name)).collect();
@@ -214,7 +213,8 @@ impl Storage {
         let names: Vec<_> = deps.iter().map(shown).collect();
         // The kernel lists the device taken last first: the RAM disk.
         let [disk, source] = &names[..] else { return Err(no_cache(name)) };
-        Ok(Parts { disk: disk.clone(), source: source.clone() })
+        let disk = self.disk_name_of(disk).map_or_else(|| disk.clone(), |name| name.to_string());
+        Ok(Parts { disk, source: source.clone() })
     }
 
     /// The device number of a cache that must exist.
@@ -229,7 +229,7 @@ impl Storage {
         let found = block::dev_of_node(&self.root.path("dev").join(source.as_str()))
             .and_then(|dev| Some((dev, block::name_of(&self.root, dev)?)))
             .ok_or_else(|| Error::NotFound(format!("there is no block device /dev/{source}")))?;
-        if DiskName::parse(&found.1).is_some() {
+        if self.disk_name_of(&found.1).is_some() {
             return Err(Error::Invalid(format!(
                 "{source} is a RAM disk itself; a cache goes in front of a slower device"
             )));
@@ -263,7 +263,7 @@ impl Storage {
     }
 
     fn target(&self, disk: DiskName, source: &str, length: u64, policy: Policy) -> Result<Target> {
-        let (_, size) = self.existing(disk)?;
+        let size = self.existing(disk)?.size;
         let node = |name: &str| block::node(&self.root, name).display().to_string();
         let (source, cache) = (node(source), node(&disk.to_string()));
         let mode = match policy {
@@ -290,7 +290,7 @@ impl Storage {
     }
 
     fn write_start(&self, disk: DiskName, bytes: &[u8]) -> Result<()> {
-        block::open(&self.root, &disk.to_string(), Access::ClaimWrite)
+        block::open(&self.root, &self.existing(disk)?.device, Access::ClaimWrite)
             .and_then(|disk| block::write_start(&disk, bytes))
             .map_err(Error::kernel(format!("cannot write the first block of {disk}")))
     }
@@ -299,7 +299,7 @@ impl Storage {
     /// holds no memory.
     fn restore_start(&self, disk: DiskName, before: &[u8]) -> Result<()> {
         let mut now = vec![0; before.len()];
-        block::open(&self.root, &disk.to_string(), Access::Read)
+        block::open(&self.root, &self.existing(disk)?.device, Access::Read)
             .and_then(|disk| block::read_start(&disk, &mut now))
             .map_err(Error::kernel(format!("cannot read the first block of {disk}")))?;
         if now == before { Ok(()) } else { self.write_start(disk, before) }
