@@ -9,7 +9,7 @@ use std::time::Duration;
 use lexopt::prelude::*;
 
 use crate::http::{Limits, Listen, Policy};
-use crate::storage::{MemoryLimit, Size};
+use crate::storage::{CacheDriver, MemoryLimit, Size};
 
 /// The text of `--help`.
 pub const HELP: &str = "\
@@ -25,6 +25,10 @@ Options:
                            what all RAM disks may take together: MiB, a number
                            with M, G or T, or a part of the machine's memory
                            (default 100%)
+      --cache-driver DRIVER
+                           what makes write-through caches: rapiddisk-cache,
+                           dm-cache, or auto (default), which is the first where
+                           the kernel has it and the second elsewhere
   -V, --verbose            log more; twice for everything
   -d                       accepted for the init scripts of the original
                            daemon; this one always stays in the foreground
@@ -76,6 +80,8 @@ pub struct Config {
     pub limits: Limits,
     /// What the RAM disks may take.
     pub memory_limit: MemoryLimit,
+    /// What makes write-through caches.
+    pub cache_driver: CacheDriver,
     /// How often `--verbose` was given.
     pub verbosity: u8,
 }
@@ -111,6 +117,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error>
     let mut policy = Policy::default();
     let mut limits = Limits::default();
     let mut memory_limit = MemoryLimit::Percent(100);
+    let mut cache_driver = CacheDriver::Auto;
     let mut verbosity = 0u8;
     let mut parser = lexopt::Parser::from_iter(args);
     while let Some(arg) = parser.next()? {
@@ -118,6 +125,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error>
             Short('p') | Long("port") => default_port = value(&mut parser, "a port", port)?,
             Short('l') | Long("listen") => places.push(value(&mut parser, "a place to listen on", place)?),
             Long("memory-limit") => memory_limit = value(&mut parser, "a memory limit", memory)?,
+            Long("cache-driver") => {
+                cache_driver = value(&mut parser, "a cache driver", CacheDriver::parse)?;
+            }
             Short('V') | Long("verbose") => verbosity = verbosity.saturating_add(1),
             Short('d') => {}
             Short('v') | Long("version") => return Ok(Command::Version),
@@ -148,7 +158,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error>
         Place::Address(address) => Listen::Tcp(SocketAddr::new(address, default_port)),
         Place::Complete(listen) => listen,
     });
-    Ok(Command::Run(Box::new(Config { listen: listen.collect(), policy, limits, memory_limit, verbosity })))
+    let listen = listen.collect();
+    Ok(Command::Run(Box::new(Config { listen, policy, limits, memory_limit, cache_driver, verbosity })))
 }
 
 /// The next value, read by `read`; an error that names it and what it should be.
@@ -238,6 +249,10 @@ mod tests {
         assert_eq!(config(&["--memory-limit", "2G"]).memory_limit, MemoryLimit::Bytes(2 << 30));
         assert_eq!(config(&["--memory-limit", "512"]).memory_limit, MemoryLimit::Bytes(512 << 20));
         assert_eq!(config(&["--memory-limit", "50%"]).memory_limit, MemoryLimit::Percent(50));
+        assert_eq!(config(&[]).cache_driver, CacheDriver::Auto);
+        assert_eq!(config(&["--cache-driver", "auto"]).cache_driver, CacheDriver::Auto);
+        assert_eq!(config(&["--cache-driver", "dm-cache"]).cache_driver, CacheDriver::DmCache);
+        assert_eq!(config(&["--cache-driver=rapiddisk-cache"]).cache_driver, CacheDriver::RapidDiskCache);
         assert!(matches!(parsed(&["-v"]), Ok(Command::Version)));
         assert!(matches!(parsed(&["--help"]), Ok(Command::Help)));
     }
@@ -318,6 +333,7 @@ mod tests {
             (&["--memory-limit", "12abc"], "\"12abc\""),
             (&["--memory-limit", "+50%"], "\"+50%\""),
             (&["--memory-limit", "9999999999T"], "\"9999999999T\""),
+            (&["--cache-driver", "dm-writecache"], "\"dm-writecache\""),
             (&["-p", "+80"], "\"+80\""),
             (&["--workers", "1"], "\"1\""),
             (&["--connections", "7"], "\"7\""),

@@ -46,7 +46,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
     process::restrict().map_err(failed("cannot drop privileges"))?;
     // From here on every thread has no more rights than it needs.
     logger.start().map_err(failed("cannot start the log's thread"))?;
-    let storage = Storage::new(Root::new("/"), config.memory_limit);
+    let storage = Storage::new(Root::new("/"), config.memory_limit, config.cache_driver);
     for repaired in storage.recover() {
         warn!("left by an earlier run: {repaired}");
     }

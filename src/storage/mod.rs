@@ -21,13 +21,13 @@ mod usage;
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub use cache::Cache;
+pub use cache::{Cache, CacheDriver, Driver, NewCache};
 pub use error::{Error, Result};
 pub use names::{CacheName, DiskName, Policy, Size, SourceName};
 pub use nvme_names::{Nqn, Place, PortId, Ports, Protocol, ServiceId, Volume};
 pub use ramdisk::{RamDisk, Volumes};
 pub use resources::{Disk, Resources};
-pub use stats::CacheStats;
+pub use stats::{CacheStats, Metadata};
 pub use target::Target;
 
 use rustix::io::Errno;
@@ -54,14 +54,15 @@ pub enum MemoryLimit {
 pub struct Storage {
     root: Root,
     limit: MemoryLimit,
+    cache_driver: CacheDriver,
     locks: Locks,
     gate: Gate,
 }
 
 impl Storage {
     /// The storage that the kernel shows at `root`.
-    pub fn new(root: Root, limit: MemoryLimit) -> Storage {
-        Storage { root, limit, locks: Locks::default(), gate: Gate::default() }
+    pub fn new(root: Root, limit: MemoryLimit, cache_driver: CacheDriver) -> Storage {
+        Storage { root, limit, cache_driver, locks: Locks::default(), gate: Gate::default() }
     }
 
     /// Takes what a change is about, or says that another change keeps it.

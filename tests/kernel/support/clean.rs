@@ -144,7 +144,7 @@ pub fn unload() {
     if names("/sys/kernel/config").contains(&"nvmet".into()) || is_loaded("configfs") {
         works("umount /sys/kernel/config");
     }
-    let modules = "nvme_tcp nvme_rdma nvmet_tcp nvmet_rdma nvmet rapiddisk_cache rapiddisk dm_writecache dm_flakey dm_delay dm_bufio dm_mod";
+    let modules = "nvme_tcp nvme_rdma nvmet_tcp nvmet_rdma nvmet rapiddisk_cache rapiddisk dm_writecache dm_cache_smq dm_cache dm_persistent_data dm_bio_prison dm_flakey dm_delay dm_bufio dm_mod";
     eventually("the modules are unloaded", || {
         for module in modules.split(' ').filter(|module| is_loaded(module)) {
             works(&format!("rmmod {module}"));
