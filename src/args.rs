@@ -9,7 +9,7 @@ use std::time::Duration;
 use lexopt::prelude::*;
 
 use crate::http::{Limits, Listen, Policy};
-use crate::storage::{MemoryLimit, RamDriver, Size};
+use crate::storage::{CacheDriver, MemoryLimit, RamDriver, Size};
 
 /// The text of `--help`.
 pub const HELP: &str = "\
@@ -29,6 +29,10 @@ Options:
                            what makes RAM disks: RapidDisk's module, or loop
                            devices over a tmpfs (default auto: the first that
                            the kernel has)
+      --cache-driver DRIVER
+                           what makes write-through caches: rapiddisk-cache,
+                           dm-cache, or auto (default), which is the first where
+                           the kernel has it and the second elsewhere
   -V, --verbose            log more; twice for everything
   -d                       accepted for the init scripts of the original
                            daemon; this one always stays in the foreground
@@ -82,6 +86,8 @@ pub struct Config {
     pub memory_limit: MemoryLimit,
     /// What makes RAM disks, if not the first that the kernel has.
     pub ram_driver: Option<RamDriver>,
+    /// What makes write-through caches.
+    pub cache_driver: CacheDriver,
     /// How often `--verbose` was given.
     pub verbosity: u8,
 }
@@ -118,6 +124,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error>
     let mut limits = Limits::default();
     let mut memory_limit = MemoryLimit::Percent(100);
     let mut ram_driver = None;
+    let mut cache_driver = CacheDriver::Auto;
     let mut verbosity = 0u8;
     let mut parser = lexopt::Parser::from_iter(args);
     while let Some(arg) = parser.next()? {
@@ -126,6 +133,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error>
             Short('l') | Long("listen") => places.push(value(&mut parser, "a place to listen on", place)?),
             Long("memory-limit") => memory_limit = value(&mut parser, "a memory limit", memory)?,
             Long("ram-driver") => ram_driver = value(&mut parser, "a driver for RAM disks", driver)?,
+            Long("cache-driver") => {
+                cache_driver = value(&mut parser, "a cache driver", CacheDriver::parse)?;
+            }
             Short('V') | Long("verbose") => verbosity = verbosity.saturating_add(1),
             Short('d') => {}
             Short('v') | Long("version") => return Ok(Command::Version),
@@ -156,12 +166,14 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error>
         Place::Address(address) => Listen::Tcp(SocketAddr::new(address, default_port)),
         Place::Complete(listen) => listen,
     });
+    let listen = listen.collect();
     Ok(Command::Run(Box::new(Config {
-        listen: listen.collect(),
+        listen,
         policy,
         limits,
         memory_limit,
         ram_driver,
+        cache_driver,
         verbosity,
     })))
 }
@@ -268,6 +280,10 @@ mod tests {
         {
             assert_eq!(config(&["--ram-driver", name]).ram_driver, driver);
         }
+        assert_eq!(config(&[]).cache_driver, CacheDriver::Auto);
+        assert_eq!(config(&["--cache-driver", "auto"]).cache_driver, CacheDriver::Auto);
+        assert_eq!(config(&["--cache-driver", "dm-cache"]).cache_driver, CacheDriver::DmCache);
+        assert_eq!(config(&["--cache-driver=rapiddisk-cache"]).cache_driver, CacheDriver::RapidDiskCache);
         assert!(matches!(parsed(&["-v"]), Ok(Command::Version)));
         assert!(matches!(parsed(&["--help"]), Ok(Command::Help)));
     }
@@ -349,6 +365,7 @@ mod tests {
             (&["--memory-limit", "12abc"], "\"12abc\""),
             (&["--memory-limit", "+50%"], "\"+50%\""),
             (&["--memory-limit", "9999999999T"], "\"9999999999T\""),
+            (&["--cache-driver", "dm-writecache"], "\"dm-writecache\""),
             (&["-p", "+80"], "\"+80\""),
             (&["--workers", "1"], "\"1\""),
             (&["--connections", "7"], "\"7\""),

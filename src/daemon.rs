@@ -50,7 +50,8 @@ pub fn run(config: &Config) -> Result<(), Error> {
     process::restrict().map_err(failed("cannot drop privileges"))?;
     // From here on every thread has no more rights than it needs.
     logger.start().map_err(failed("cannot start the log's thread"))?;
-    let storage = Arc::new(Storage::new(Root::new("/"), config.memory_limit, config.ram_driver));
+    let root = Root::new("/");
+    let storage = Arc::new(Storage::new(root, config.memory_limit, config.ram_driver, config.cache_driver));
     for repaired in storage.recover() {
         warn!("left by an earlier run: {repaired}");
     }

@@ -36,7 +36,16 @@ impl Native {
 
     fn spawn(port: u16) -> Child {
         Command::new(env!("CARGO_BIN_EXE_rapiddiskd"))
-            .args(["-l", "127.0.0.1", "-p", &port.to_string(), "--ram-driver", "loop", "--memory-limit", "64"])
+            .args([
+                "-l",
+                "127.0.0.1",
+                "-p",
+                &port.to_string(),
+                "--ram-driver",
+                "loop",
+                "--memory-limit",
+                "64",
+            ])
             .stdin(Stdio::null())
             .spawn()
             .unwrap()
@@ -60,7 +69,8 @@ impl Native {
 
     fn ask(&self, method: &str, path: &str) -> (u16, Value) {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).unwrap();
-        write!(stream, "{method} /v1/{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        write!(stream, "{method} /v1/{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            .unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();

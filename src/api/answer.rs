@@ -106,6 +106,7 @@ pub fn volumes(volumes: &Volumes) -> Value {
             "cache": cache.disk,
             "source": cache.source,
             "mode": cache.policy.as_str(),
+            "driver": cache.driver.as_str(),
         })
     };
     let disks: Vec<_> = volumes.disks.iter().map(disk).collect();
@@ -118,6 +119,13 @@ pub fn cache_stats(stats: &CacheStats) -> Value {
     let mut fields = Map::new();
     fields.insert("device".into(), stats.name.to_string().into());
     fields.extend(stats.counters.iter().map(|&(name, count)| (name.to_owned(), count.into())));
+    if let Some(metadata) = stats.metadata {
+        fields.insert("metadata_mode".into(), if metadata.read_only { "ro" } else { "rw" }.into());
+        fields.insert("needs_check".into(), metadata.needs_check.into());
+    }
+    if !stats.not_counted.is_empty() {
+        fields.insert("not_counted".into(), stats.not_counted.clone().into());
+    }
     json!({"statistics": [{"cache_stats": [fields]}]})
 }
 
@@ -184,9 +192,9 @@ mod tests {
     use super::*;
     use crate::kernel::nvmet::{Namespace, Subsystem};
     use crate::kernel::process::Memory;
-    use crate::storage::{Cache, CacheName, Disk, DiskName, Policy, RamDisk};
+    use crate::storage::{Cache, CacheName, Disk, DiskName, Driver, Metadata, Policy, RamDisk};
 
-    /// The example texts of the API reference, word for word.
+    /// The example texts of the API reference, word for word, and what is added.
     #[test]
     fn the_shapes_are_those_of_the_reference() {
         let memory = Memory { total: 2084130816, free: 229003264 };
@@ -215,6 +223,7 @@ mod tests {
             disk: "rd0".into(),
             source: "loop7".into(),
             policy: Policy::WriteAround,
+            driver: Driver::RapidDiskCache,
         };
         assert_eq!(
             volumes(&Volumes {
@@ -227,7 +236,7 @@ mod tests {
                     {"device": "rd1", "size": 67108864, "usage": 4096, "status": "locked", "driver": "loop"},
                 ]},
                 {"rapiddisk_cache": [
-                    {"device": "rc-wa_loop7", "cache": "rd0", "source": "loop7", "mode": "write-around"},
+                    {"device": "rc-wa_loop7", "cache": "rd0", "source": "loop7", "mode": "write-around", "driver": "rapiddisk-cache"},
                 ]},
             ]})
         );
@@ -239,12 +248,31 @@ mod tests {
                 ("num_free_blocks", 16320),
                 ("num_wb_blocks", 0),
             ],
+            not_counted: vec![],
+            metadata: None,
         };
         assert_eq!(
             cache_stats(&stats),
             json!({"statistics": [{"cache_stats": [
                 {"device": "rc-wb_sdd", "errors": 0, "num_blocks": 16320, "num_free_blocks": 16320, "num_wb_blocks": 0}
             ]}]})
+        );
+    }
+
+    #[test]
+    fn what_a_cache_does_not_count_is_named() {
+        let stats = CacheStats {
+            name: CacheName::parse("rc-wt_sda").unwrap(),
+            counters: vec![("reads", 7), ("uncached_reads", 0)],
+            not_counted: vec!["uncached_reads"],
+            metadata: Some(Metadata { read_only: true, needs_check: false }),
+        };
+        assert_eq!(
+            cache_stats(&stats)["statistics"][0]["cache_stats"][0],
+            json!({
+                "device": "rc-wt_sda", "reads": 7, "uncached_reads": 0, "not_counted": ["uncached_reads"],
+                "metadata_mode": "ro", "needs_check": false
+            })
         );
     }
 

@@ -62,12 +62,12 @@ impl Api {
                 answer::done(format!("{disk} is read-write"))
             }
             Action::CreateCache(disk, source, policy) => {
-                let cache = storage.create_cache(*disk, source, *policy)?;
-                answer::made(
-                    "device",
-                    &cache,
-                    format!("{disk} caches {source}; use it as /dev/mapper/{cache}"),
-                )
+                let made = storage.create_cache(*disk, source, *policy)?;
+                let (name, driver, block) = (&made.name, made.driver.as_str(), made.block >> 10);
+                let message = format!(
+                    "{disk} caches {source} ({driver}, blocks of {block} KiB); use it as /dev/mapper/{name}"
+                );
+                answer::made("device", name, message)
             }
             Action::RemoveCache(cache) => {
                 storage.remove_cache(cache)?;

@@ -1,31 +1,31 @@
 //! Caches: a RAM disk in front of a slower device, mapped by device-mapper.
 
-use std::fs::File;
+mod dmcache;
+mod driver;
+mod recover;
+mod writeback;
+
+use std::fmt::Display;
 
 use rustix::io::Errno;
 
 use super::locks::Key;
-use super::names::natural;
+use super::names::{Part, natural};
 use super::ramdisk::device_key;
 use super::undo::Undo;
 use super::usage;
-use super::{CacheName, DiskName, Error, Policy, Result, SourceName, Storage, node, retry_busy, stats};
+use super::{CacheName, DiskName, Error, Policy, Result, SourceName, Storage, node, retry_busy};
+use crate::kernel;
 use crate::kernel::block::{self, Access, Dev};
 use crate::kernel::dm::{self, Control, Info, Report, Target};
-use crate::kernel::{self};
+use dmcache::Layout;
+pub use driver::{CacheDriver, Driver};
 
-/// The target behind write-through and write-around.
-const RAPIDDISK_CACHE: &str = "rapiddisk-cache";
-/// The target behind writeback.
-const WRITECACHE: &str = "writecache";
-/// Bytes in a block of a writeback cache, and in the superblock at its start.
-const WRITECACHE_BLOCK: u64 = 4096;
-/// The first bytes of a writecache superblock.
-const WRITECACHE_MAGIC: [u8; 4] = 0x2348_9321u32.to_le_bytes();
-
+/// Bytes in a block of `rapiddisk-cache`.
+const RAPIDDISK_CACHE_BLOCK: u64 = 4096;
 /// The smallest RAM disk that `rapiddisk-cache` can use, in bytes: one set of 512
-/// blocks of 4 KiB.
-const RAPIDDISK_CACHE_MIN: u64 = 2 << 20;
+/// blocks.
+const RAPIDDISK_CACHE_MIN: u64 = 512 * RAPIDDISK_CACHE_BLOCK;
 
 /// A cache mapping.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,11 +38,25 @@ pub struct Cache {
     pub source: String,
     /// How it treats writes.
     pub policy: Policy,
+    /// What serves it.
+    pub driver: Driver,
 }
 
-/// What a mapping stands on, by the kernel's names.
+/// A cache that was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewCache {
+    /// Its name.
+    pub name: CacheName,
+    /// What serves it.
+    pub driver: Driver,
+    /// Bytes in one of its blocks.
+    pub block: u64,
+}
+
+/// What serves a mapping and what it stands on, by the kernel's names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Parts {
+    driver: Driver,
     disk: String,
     source: String,
 }
@@ -63,7 +77,8 @@ impl Storage {
             match self.parts(&control, &name) {
                 Ok(parts) => {
                     let source = self.name_below_dev(&parts.source);
-                    caches.push(Cache { policy: name.policy(), name, disk: parts.disk, source });
+                    let Parts { driver, disk, .. } = parts;
+                    caches.push(Cache { policy: name.policy(), name, disk, source, driver });
                 }
                 Err(Error::NotFound(_)) => {}
                 Err(error) => return Err(error),
@@ -74,13 +89,15 @@ impl Storage {
     }
 
     /// Maps `disk` as a cache in front of `source`.
-    pub fn create_cache(&self, disk: DiskName, source: &SourceName, policy: Policy) -> Result<CacheName> {
+    pub fn create_cache(&self, disk: DiskName, source: &SourceName, policy: Policy) -> Result<NewCache> {
         let name = CacheName::of(policy, source).ok_or_else(|| {
             Error::Invalid(format!("the name of {source} is too long for a cache in front of it"))
         })?;
-        let ram = self.existing(disk)?;
+        self.existing(disk)?;
         let (source_dev, source_name) = self.source(source)?;
         let control = self.control()?;
+        let parts = self.control()?.for_parts();
+        let driver = self.cache_driver.choose(policy, &control)?;
         let _held = self.hold(vec![
             device_key(disk),
             Key::Device(source_name.clone()),
@@ -88,6 +105,8 @@ impl Storage {
             Key::Mapping(usage::shown_name(&self.root, &source_name)),
             Key::Mapping(name.to_string()),
         ])?;
+        let ram = self.existing(disk)?;
+        let size = ram.size;
         // Numbers of loop and mapped devices are used again.
         if self.source(source)? != (source_dev, source_name.clone()) {
             return Err(Error::Conflict(format!("{source} has just been changed; try again")));
@@ -95,39 +114,58 @@ impl Storage {
         if control.info(name.as_dm()).is_ok() {
             return Err(exists_already(&name));
         }
+        if driver == Driver::DmCache {
+            // What a removal that was cut short left.
+            self.remove_parts(&name)?;
+        }
         node::check_place(&self.root, &name)?;
         if block::is_read_only(&self.root, ram.dev) {
             return Err(Error::Conflict(format!("{disk} is locked; unlock it first")));
         }
-        let sectors = self.usable_sectors(&source_name, source_dev, policy)?;
-        let target = self.target(disk, &source_name, sectors, policy)?;
+        let sectors = self.usable_sectors(&source_name, source_dev, driver)?;
+        let layout = match driver {
+            Driver::DmCache => Some(Layout::of(disk, size)?),
+            Driver::RapidDiskCache if size < RAPIDDISK_CACHE_MIN => {
+                return Err(Error::Conflict(format!("{disk} is too small for a cache; it takes 2 MiB")));
+            }
+            _ => None,
+        };
+        // The others write nothing there but data.
+        let has_superblock = driver != Driver::RapidDiskCache;
         // The claims end before the table is loaded, which claims both devices itself.
-        let access = if policy == Policy::Writeback { Access::ClaimWrite } else { Access::Claim };
+        let access = if has_superblock { Access::ClaimWrite } else { Access::Claim };
         let claim = usage::claim_unused(&self.root, ram.dev, disk, access)?;
         drop(usage::claim_unused(&self.root, source_dev, &*source_name, Access::Claim)?);
-        let before = first_block(disk, &claim)?;
+        let before = writeback::first_block(disk, &claim)?;
         Undo::run(|undo| {
-            if policy == Policy::Writeback {
+            if has_superblock {
                 // The target makes a superblock where it finds none.
                 if before.iter().any(|&byte| byte != 0) {
-                    block::write_start(&claim, &[0; WRITECACHE_BLOCK as usize])?;
+                    block::write_start(&claim, &[0; writeback::BLOCK as usize])?;
                 }
                 undo.push(format!("clearing the first block of {disk}"), move || {
                     self.restore_start(disk, &before)
                 });
             }
             drop(claim);
-            let dev =
-                control.create(name.as_dm(), &uuid(&name)).map_err(|error| made_meanwhile(&name, error))?;
+            let (on, of) = ((ram.dev, size), (source_dev, sectors));
+            let target = match layout {
+                Some(layout) => dmcache::make_parts(&parts, &name, on, of, layout, undo)?,
+                None => self.target(disk, size, &source_name, sectors, policy),
+            };
+            let dev = control
+                .create(name.as_dm(), &uuid(name.as_dm()))
+                .map_err(|error| made_meanwhile(&name, error))?;
             undo.push(format!("making {name}"), || Ok(retry_busy(|| control.remove(name.as_dm()))?));
             control
                 .load(name.as_dm(), &target)
-                .map_err(|error| load_refused(&control, &target, &name, error))?;
+                .map_err(|error| self.cache_driver.load_refused(&control, driver, &name, error))?;
             control.resume(name.as_dm()).map_err(Error::kernel(format!("cannot start {name}")))?;
             undo.push(format!("making /dev/mapper/{name}"), || node::remove(&self.root, &name));
             node::make(&self.root, &name, dev)
         })?;
-        Ok(name)
+        let block = layout.map_or(RAPIDDISK_CACHE_BLOCK, |layout| layout.block);
+        Ok(NewCache { name, driver, block })
     }
 
     /// Removes a cache. Writeback: only once all its data is on the source.
@@ -143,58 +181,32 @@ impl Storage {
         }
         self.check_closed(name, &info(&control, name)?)?;
         Undo::run(|undo| {
-            if name.policy() == Policy::Writeback {
-                write_back(&control, name)?;
+            if parts.driver == Driver::Writecache {
+                writeback::write_back(&control, name)?;
+            }
+            let suspend = match parts.driver {
+                Driver::RapidDiskCache => None,
+                Driver::DmCache => Some(dmcache::suspend_written as fn(&Control, &CacheName) -> Result<()>),
+                Driver::Writecache => Some(writeback::suspend_clean as _),
+            };
+            if let Some(suspend) = suspend {
                 undo.push(format!("suspending {name}"), || Ok(control.resume(name.as_dm())?));
-                suspend_clean(&control, name)?;
+                suspend(&control, name)?;
             }
             retry_busy(|| control.remove(name.as_dm()))
                 .map_err(|error| self.remove_refused(&control, name, error))
         })?;
         // The cache is gone whatever becomes of what it leaves behind.
-        let cleared = match DiskName::parse(&parts.disk) {
+        let cleared = match (parts.driver, DiskName::parse(&parts.disk)) {
             // Nothing is in it any more: it must not look as if there were.
-            Some(disk) if name.policy() == Policy::Writeback => {
-                self.write_start(disk, &[0; WRITECACHE_BLOCK as usize])
-            }
+            (Driver::Writecache, Some(disk)) => self.write_start(disk, &[0; writeback::BLOCK as usize]),
+            (Driver::DmCache, _) => self.remove_parts(name),
             _ => Ok(()),
         };
         node::remove(&self.root, name).and(cleared).map_err(|error| match error {
             Error::Kernel(what, error) => Error::Kernel(format!("{name} is removed, but {what}"), error),
             other => other,
         })
-    }
-
-    /// Repairs what a daemon that was killed in the middle of a change left: a
-    /// mapping of ours without a table goes, one left suspended runs on, each has
-    /// its node, and no node is left without its mapping. Returns what was done or
-    /// could not be, a line each.
-    pub(super) fn recover_caches(&self) -> Vec<String> {
-        let Ok(control) = Control::open(&self.root) else { return Vec::new() };
-        let Ok(listed) = control.list() else { return Vec::new() };
-        let mapped: Vec<_> = listed.iter().filter_map(|listed| CacheName::parse(&listed.name)).collect();
-        let mut said: Vec<_> = mapped.iter().filter_map(|name| self.recover_one(&control, name)).collect();
-        for name in node::all(&self.root).into_iter().filter(|name| !mapped.contains(name)) {
-            said.push(tell(&name, "its node was removed", node::remove(&self.root, &name)));
-        }
-        said
-    }
-
-    fn recover_one(&self, control: &Control, name: &CacheName) -> Option<String> {
-        let info = control.info(name.as_dm()).ok()?;
-        if info.uuid != uuid(name) {
-            return None;
-        }
-        let (done, outcome) = if !info.active {
-            ("removed, as it had no table", control.remove(name.as_dm()).map_err(Error::from))
-        } else if info.suspended {
-            ("resumed, as it was suspended", control.resume(name.as_dm()).map_err(Error::from))
-        } else if !node::is_there(&self.root, name, info.dev) {
-            ("its node was made", node::make(&self.root, name, info.dev))
-        } else {
-            return None;
-        };
-        Some(tell(name, done, outcome))
     }
 
     pub(super) fn control(&self) -> Result<Control> {
@@ -206,15 +218,23 @@ impl Storage {
 
     /// What a cache stands on; an error if there is no such cache.
     fn parts(&self, control: &Control, name: &CacheName) -> Result<Parts> {
-        report(control, name)?;
-        let deps = control.deps(name.as_dm())?;
+        let (driver, _) = report(control, name)?;
+        let deps = |name: &dm::Name| control.deps(name);
+        let (disk, source) = match (driver, &deps(name.as_dm())?[..]) {
+            // The kernel lists the device taken last first.
+            (Driver::DmCache, &[source, _, _]) => match &deps(&Part::Data.of(name)) {
+                Ok(on) if on.len() == 1 => (on[0], source),
+                // Made by others on other devices.
+                _ => return Err(no_cache(name)),
+            },
+            (Driver::RapidDiskCache | Driver::Writecache, &[disk, source]) => (disk, source),
+            _ => return Err(no_cache(name)),
+        };
         // A device that was pulled out has no name any more, but its cache is there.
-        let shown = |&dev: &Dev| block::name_of(&self.root, dev).unwrap_or_else(|| dev.to_string());
-        let names: Vec<_> = deps.iter().map(shown).collect();
-        // The kernel lists the device taken last first: the RAM disk.
-        let [disk, source] = &names[..] else { return Err(no_cache(name)) };
-        let disk = self.disk_name_of(disk).map_or_else(|| disk.clone(), |name| name.to_string());
-        Ok(Parts { disk, source: source.clone() })
+        let shown = |dev: Dev| block::name_of(&self.root, dev).unwrap_or_else(|| dev.to_string());
+        let disk = shown(disk);
+        let disk = self.disk_name_of(&disk).map_or(disk, |name| name.to_string());
+        Ok(Parts { driver, disk, source: shown(source) })
     }
 
     /// The device number of a cache that must exist.
@@ -229,6 +249,9 @@ impl Storage {
         let found = block::dev_of_node(&self.root.path("dev").join(source.as_str()))
             .and_then(|dev| Some((dev, block::name_of(&self.root, dev)?)))
             .ok_or_else(|| Error::NotFound(format!("there is no block device /dev/{source}")))?;
+        if let Some(cache) = Part::cache_of(&block::mapped_name(&self.root, &found.1).unwrap_or_default()) {
+            return Err(Error::Invalid(format!("{source} is a part of the cache {cache}")));
+        }
         if self.disk_name_of(&found.1).is_some() {
             return Err(Error::Invalid(format!(
                 "{source} is a RAM disk itself; a cache goes in front of a slower device"
@@ -238,7 +261,7 @@ impl Storage {
     }
 
     /// The source's size, if a cache can stand in front of it.
-    fn usable_sectors(&self, source: &str, dev: Dev, policy: Policy) -> Result<u64> {
+    fn usable_sectors(&self, source: &str, dev: Dev, driver: Driver) -> Result<u64> {
         let refuse = |why: &str| Err(Error::Conflict(format!("{source} {why}")));
         if block::is_read_only(&self.root, dev) {
             return refuse("is read-only; make it writable first");
@@ -248,37 +271,30 @@ impl Storage {
         if sectors == 0 {
             return refuse("has no medium or no size");
         }
-        match policy {
-            Policy::Writeback if block_size > WRITECACHE_BLOCK => {
+        match driver {
+            Driver::Writecache if block_size > writeback::BLOCK => {
                 refuse(&format!("has blocks of {block_size} bytes, and writeback takes 4096 at most"))
             }
-            Policy::Writeback if !(sectors * block::SECTOR).is_multiple_of(WRITECACHE_BLOCK) => refuse(
+            Driver::Writecache if !(sectors * block::SECTOR).is_multiple_of(writeback::BLOCK) => refuse(
                 "has a size that is no multiple of 4096 bytes, which writeback needs; use another policy",
             ),
-            Policy::WriteThrough | Policy::WriteAround if block_size != block::SECTOR => refuse(&format!(
+            Driver::RapidDiskCache if block_size != block::SECTOR => refuse(&format!(
                 "has blocks of {block_size} bytes, and this policy takes 512 alone; use writeback"
             )),
             _ => Ok(sectors),
         }
     }
 
-    fn target(&self, disk: DiskName, source: &str, length: u64, policy: Policy) -> Result<Target> {
-        let size = self.existing(disk)?.size;
+    /// The table of a cache that has its RAM disk for itself.
+    fn target(&self, disk: DiskName, size: u64, source: &str, length: u64, policy: Policy) -> Target {
         let node = |name: &str| block::node(&self.root, name).display().to_string();
-        let (source, cache) = (node(source), node(&disk.to_string()));
-        let mode = match policy {
-            Policy::WriteThrough => 0,
-            Policy::WriteAround => 1,
-            Policy::Writeback => {
-                let text = format!("s {source} {cache} {WRITECACHE_BLOCK} 0");
-                return Ok(Target { start: 0, length, kind: WRITECACHE.into(), text });
-            }
+        let (source, cache, size) = (node(source), node(&disk.to_string()), size / block::SECTOR);
+        let (driver, text) = match policy {
+            Policy::WriteThrough => (Driver::RapidDiskCache, format!("{source} {cache} {size} 0")),
+            Policy::WriteAround => (Driver::RapidDiskCache, format!("{source} {cache} {size} 1")),
+            Policy::Writeback => (Driver::Writecache, format!("s {source} {cache} {} 0", writeback::BLOCK)),
         };
-        if size < RAPIDDISK_CACHE_MIN {
-            return Err(Error::Conflict(format!("{disk} is too small for a cache; it takes 2 MiB")));
-        }
-        let text = format!("{source} {cache} {} {mode}", size / block::SECTOR);
-        Ok(Target { start: 0, length, kind: RAPIDDISK_CACHE.into(), text })
+        Target { start: 0, length, kind: driver.target().into(), text }
     }
 
     /// The name that `create_cache` would take for it.
@@ -287,22 +303,6 @@ impl Storage {
             Some(name) => format!("mapper/{name}"),
             None => name.replace('!', "/"),
         }
-    }
-
-    fn write_start(&self, disk: DiskName, bytes: &[u8]) -> Result<()> {
-        block::open(&self.root, &self.existing(disk)?.device, Access::ClaimWrite)
-            .and_then(|disk| block::write_start(&disk, bytes))
-            .map_err(Error::kernel(format!("cannot write the first block of {disk}")))
-    }
-
-    /// Writes nothing where nothing has changed: a block that was never written
-    /// holds no memory.
-    fn restore_start(&self, disk: DiskName, before: &[u8]) -> Result<()> {
-        let mut now = vec![0; before.len()];
-        block::open(&self.root, &self.existing(disk)?.device, Access::Read)
-            .and_then(|disk| block::read_start(&disk, &mut now))
-            .map_err(Error::kernel(format!("cannot read the first block of {disk}")))?;
-        if now == before { Ok(()) } else { self.write_start(disk, before) }
     }
 
     /// Refuses a mapping that somebody has open, and says who.
@@ -324,16 +324,11 @@ impl Storage {
     }
 }
 
-fn tell(name: &CacheName, done: &str, outcome: Result<()>) -> String {
-    match outcome {
-        Ok(()) => format!("{name}: {done}"),
-        Err(error) => format!("{name}: not {done}: {error}"),
-    }
-}
-
 /// Identifies a mapping as made here, whatever its name.
-fn uuid(name: &CacheName) -> String {
-    format!("rapiddiskd-{name}")
+fn uuid(name: &dm::Name) -> String {
+    let mut uuid = format!("rapiddiskd-{name}");
+    uuid.truncate(dm::UUID_MAX);
+    uuid
 }
 
 fn no_cache(name: &CacheName) -> Error {
@@ -351,83 +346,26 @@ fn info(control: &Control, name: &CacheName) -> Result<Info> {
     })
 }
 
-/// What the cache's target reports. A mapping with such a name that has another
-/// target is no cache.
-pub(super) fn report(control: &Control, name: &CacheName) -> Result<String> {
-    let kind = if name.policy() == Policy::Writeback { WRITECACHE } else { RAPIDDISK_CACHE };
-    match control.report(name.as_dm(), Report::Status) {
-        Ok(targets) => match &targets[..] {
-            [target] if target.kind == kind => Ok(target.text.clone()),
-            _ => Err(no_cache(name)),
-        },
-        Err(error) if dm::is_missing(&error) => Err(no_cache(name)),
-        Err(error) => Err(error.into()),
-    }
+/// What serves the cache, and what its target reports. A mapping with such a name
+/// that has another target is no cache.
+pub(super) fn report(control: &Control, name: &CacheName) -> Result<(Driver, String)> {
+    let targets = match control.report(name.as_dm(), Report::Status) {
+        Err(error) if dm::is_missing(&error) => return Err(no_cache(name)),
+        targets => targets?,
+    };
+    let [Target { kind, text, .. }] = &targets[..] else { return Err(no_cache(name)) };
+    let driver = Driver::of_target(kind, name.policy()).ok_or_else(|| no_cache(name))?;
+    Ok((driver, text.clone()))
 }
 
-/// Reads the block in which a writecache keeps its superblock. Refused where there
-/// is one, whatever the disk is to be now: it may hold data that the source of that
-/// cache, which is not named in it, has not.
-fn first_block(disk: DiskName, claim: &File) -> Result<Vec<u8>> {
-    let mut block = vec![0; WRITECACHE_BLOCK as usize];
-    block::read_start(claim, &mut block)?;
-    if block.starts_with(&WRITECACHE_MAGIC) {
-        return Err(Error::Conflict(format!(
-            "{disk} may still hold unwritten data of an earlier writeback cache that was not removed by this \
-             service; flush {disk} first if that data is of no use any more"
-        )));
-    }
-    Ok(block)
-}
-
-fn exists_already(name: &CacheName) -> Error {
+fn exists_already(name: impl Display) -> Error {
     Error::Conflict(format!("{name} exists already; remove it first"))
 }
 
 /// Somebody else was quicker than the look whether the name is free.
-fn made_meanwhile(name: &CacheName, error: kernel::Error) -> Error {
+fn made_meanwhile(name: impl Display, error: kernel::Error) -> Error {
     match error.is(Errno::BUSY) {
         true => exists_already(name),
         false => Error::Kernel(format!("cannot make {name}"), error),
     }
-}
-
-/// Has all data of a writeback cache written to its source.
-fn write_back(control: &Control, name: &CacheName) -> Result<()> {
-    let what = || format!("cannot write the data of {name} to its source; it stays mapped");
-    control.message(name.as_dm(), "flush").map_err(Error::kernel(what()))?;
-    // What is written from here on is flushed by the suspension.
-    control.message(name.as_dm(), "flush_on_suspend").map_err(Error::kernel(what()))
-}
-
-/// Suspends a writeback cache and makes sure that it holds no data any more.
-fn suspend_clean(control: &Control, name: &CacheName) -> Result<()> {
-    control.suspend(name.as_dm()).map_err(Error::kernel(format!("cannot suspend {name}")))?;
-    let state = stats::writecache(&report(control, name)?)?;
-    let count = |field| state.iter().find(|(name, _)| *name == field).map_or(0, |(_, count)| *count);
-    if count("errors") == 0 && count("num_free_blocks") == count("num_blocks") {
-        return Ok(());
-    }
-    Err(Error::Kernel(
-        format!("cannot write the data of {name} to its source; it stays mapped"),
-        kernel::Error::new("writecache status", &Errno::IO.into()),
-    ))
-}
-
-fn load_refused(control: &Control, target: &Target, name: &CacheName, error: kernel::Error) -> Error {
-    // The kernel loads a target's module by itself where it can.
-    let is_there = control.target_types().is_ok_and(|types| types.contains(&target.kind));
-    if !is_there {
-        let module = if target.kind == WRITECACHE { "dm-writecache" } else { RAPIDDISK_CACHE };
-        return Error::Unavailable(format!(
-            "the kernel has no target {}; load its module with: modprobe {module}",
-            target.kind
-        ));
-    }
-    if error.is(Errno::BUSY) {
-        return Error::Conflict(format!(
-            "{name} cannot be mapped: its source or RAM disk was taken meanwhile"
-        ));
-    }
-    Error::Kernel(format!("cannot map {name}"), error)
 }

@@ -23,14 +23,14 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub use cache::Cache;
+pub use cache::{Cache, CacheDriver, Driver, NewCache};
 pub use error::{Error, Result};
 pub use health::{Health, Shortage};
 pub use names::{CacheName, DiskName, Policy, Size, SourceName};
 pub use nvme_names::{Nqn, Place, PortId, Ports, Protocol, ServiceId, Volume};
 pub use ramdisk::{RamDisk, RamDriver, Volumes};
 pub use resources::{Disk, Resources};
-pub use stats::CacheStats;
+pub use stats::{CacheStats, Metadata};
 pub use target::Target;
 
 use rustix::io::Errno;
@@ -57,6 +57,7 @@ pub enum MemoryLimit {
 pub struct Storage {
     root: Root,
     limit: MemoryLimit,
+    cache_driver: CacheDriver,
     locks: Locks,
     drivers: Drivers,
     health: Mutex<Health>,
@@ -65,9 +66,9 @@ pub struct Storage {
 impl Storage {
     /// The storage that the kernel shows at `root`. New RAM disks are made by `ram`, or
     /// by the first of the drivers that the kernel has.
-    pub fn new(root: Root, limit: MemoryLimit, ram: Option<RamDriver>) -> Storage {
-        let health = Mutex::default();
-        Storage { root, limit, locks: Locks::default(), drivers: Drivers::new(ram), health }
+    pub fn new(root: Root, limit: MemoryLimit, ram: Option<RamDriver>, cache: CacheDriver) -> Storage {
+        let (drivers, health) = (Drivers::new(ram), Mutex::default());
+        Storage { root, limit, cache_driver: cache, locks: Locks::default(), drivers, health }
     }
 
     /// Repairs what a daemon that was killed in the middle of a change left. Returns

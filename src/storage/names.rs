@@ -135,6 +135,41 @@ impl fmt::Display for CacheName {
     }
 }
 
+/// A mapping that a dm-cache stands on, cut out of its RAM disk. Named after the
+/// cache, and no cache itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Where dm-cache notes what is in which block.
+    Metadata,
+    /// The blocks.
+    Data,
+}
+
+impl Part {
+    /// Both, in their order on the RAM disk.
+    pub const ALL: [Part; 2] = [Part::Metadata, Part::Data];
+
+    /// As long as a cache's, so that no name gets too long by it.
+    fn prefix(self) -> &'static str {
+        match self {
+            Part::Metadata => "rc-wm_",
+            Part::Data => "rc-wd_",
+        }
+    }
+
+    /// Its name under a cache.
+    pub fn of(self, cache: &CacheName) -> dm::Name {
+        let (_, source) = cache.0.as_str().split_at(self.prefix().len());
+        dm::Name::new(&format!("{}{source}", self.prefix())).expect("a cache's name but for the prefix")
+    }
+
+    /// The cache that a mapping of this name is a part of.
+    pub fn cache_of(name: &str) -> Option<CacheName> {
+        let source = Part::ALL.iter().find_map(|part| name.strip_prefix(part.prefix()))?;
+        CacheName::parse(&format!("{}{source}", Policy::WriteThrough.prefix()))
+    }
+}
+
 /// The name of a device below `/dev`, such as `sdb` or `mapper/vg0-home`: parts of
 /// device-mapper's characters, none of them `.` or `..`, at most 255 bytes in all.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -280,6 +315,20 @@ mod tests {
             "a\nb",
         ] {
             assert_eq!(SourceName::parse(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_parts_of_a_cache_are_no_caches_and_lead_to_it() {
+        let cache = CacheName::parse(&format!("rc-wt_{}", "x".repeat(121))).unwrap();
+        for part in Part::ALL {
+            let name = part.of(&cache);
+            assert_eq!(name.as_str().len(), 127);
+            assert_eq!(CacheName::parse(name.as_str()), None);
+            assert_eq!(Part::cache_of(name.as_str()).as_ref(), Some(&cache));
+        }
+        for other in ["rc-wm_", "rc-wt_sda", "rd0", "wm_sda", ""] {
+            assert_eq!(Part::cache_of(other), None, "{other:?}");
         }
     }
 

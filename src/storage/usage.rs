@@ -7,6 +7,7 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
+use super::names::Part;
 use super::{Error, PROBING, Result, wait_until};
 use crate::kernel::block::{self, Dev};
 use crate::kernel::{self, Root, nvmet, proc};
@@ -193,7 +194,9 @@ pub fn exports(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
     Ok(found)
 }
 
-/// A device-mapper device is known by its own name rather than as `dm-3`.
+/// A device-mapper device is known by its own name rather than as `dm-3`, and the
+/// parts of a cache by the cache's.
 pub fn shown_name(root: &Root, kernel_name: &str) -> String {
-    block::mapped_name(root, kernel_name).unwrap_or_else(|| kernel_name.to_owned())
+    let name = block::mapped_name(root, kernel_name).unwrap_or_else(|| kernel_name.to_owned());
+    Part::cache_of(&name).map_or(name, |cache| cache.to_string())
 }

@@ -216,7 +216,7 @@ fn a_creation_that_the_kernel_refuses_leaves_everything_as_it_was() {
     // The target cannot be had: not loaded, and not to be loaded.
     let helper = sys("/proc/sys/kernel/modprobe").expect("the kernel's helper");
     put("/proc/sys/kernel/modprobe", "/nowhere");
-    sh("rmmod rapiddisk-cache; rmmod dm-writecache");
+    sh("rmmod rapiddisk-cache; rmmod dm-writecache; rmmod dm-cache-smq dm-cache 2>/dev/null || true");
     for (policy, .., kind, _) in &POLICIES[..3] {
         guest.refuses(&format!("createRapidDiskCache/rd0/sda/{policy}"), 503, &[kind, "modprobe"]);
     }

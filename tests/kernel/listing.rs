@@ -44,8 +44,8 @@ fn a_cache_is_listed_with_what_it_stands_on_and_how_it_writes() {
     assert_eq!(
         guest.caches(),
         [
-            json!({"device": "rc-wa_sda", "cache": "rd0", "source": "sda", "mode": "write-around"}),
-            json!({"device": "rc-wb_sdb", "cache": "rd1", "source": "sdb", "mode": "writeback"}),
+            json!({"device": "rc-wa_sda", "cache": "rd0", "source": "sda", "mode": "write-around", "driver": "rapiddisk-cache"}),
+            json!({"device": "rc-wb_sdb", "cache": "rd1", "source": "sdb", "mode": "writeback", "driver": "dm-writecache"}),
         ]
     );
 }
@@ -210,7 +210,9 @@ fn a_cache_made_by_another_program_is_a_cache_like_any_other() {
     sh(&format!("echo '0 131072 rapiddisk-cache /dev/sda /dev/{disk} 32768 1' | dmsetup create rc-wa_sda"));
     assert_eq!(
         guest.caches(),
-        [json!({"device": "rc-wa_sda", "cache": "rd0", "source": "sda", "mode": "write-around"})]
+        [
+            json!({"device": "rc-wa_sda", "cache": "rd0", "source": "sda", "mode": "write-around", "driver": "rapiddisk-cache"})
+        ]
     );
     assert!(guest.stats("rc-wa_sda")["reads"].is_u64());
     guest.refuses(&format!("removeRapidDisk/{disk}"), 409, &["rd0", "rc-wa_sda"]);

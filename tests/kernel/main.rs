@@ -11,6 +11,7 @@ mod support;
 
 mod bench;
 mod cache;
+mod dmcache;
 mod export;
 mod life;
 mod listing;

@@ -34,7 +34,7 @@ pub fn make_loop(mib: u64, block: u64) -> String {
 
 /// Caches a source with each policy, writes all over it through the cache and
 /// compares: through the cache, and on the source once the cache is removed.
-fn assert_cacheable(guest: &Guest, disk_mib: u64, source: &str, policies: &[&str]) {
+pub fn assert_cacheable(guest: &Guest, disk_mib: u64, source: &str, policies: &[&str]) {
     let device = format!("/dev/{}", source.replace("%2F", "/"));
     let bytes: u64 = sh(&format!("blockdev --getsize64 {device}")).parse().expect("a size");
     // Whole pages in the middle, and the very end.
@@ -148,7 +148,7 @@ fn a_mapping_is_cached_by_its_name_below_dev_mapper() {
     assert_eq!(
         guest.caches(),
         [
-            json!({"device": "rc-wt_vg0-home", "cache": "rd0", "source": "mapper/vg0-home", "mode": "write-through"})
+            json!({"device": "rc-wt_vg0-home", "cache": "rd0", "source": "mapper/vg0-home", "mode": "write-through", "driver": "rapiddisk-cache"})
         ]
     );
 }

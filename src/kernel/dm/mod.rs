@@ -21,6 +21,8 @@ use buffer::{Buffer, HEADER, Subject};
 
 /// Longest name, in bytes (`DM_NAME_LEN` less the NUL).
 pub const NAME_MAX: usize = 127;
+/// Longest UUID, in bytes (`DM_UUID_LEN` less the NUL).
+pub const UUID_MAX: usize = 128;
 
 /// Room for an answer at first, and the most it is ever given, in bytes.
 const FIRST_SIZE: usize = 4 << 10;
@@ -36,6 +38,11 @@ const NOFLUSH: u32 = 1 << 11;
 /// Upper half of `event_nr`: tells udev's rules that the event comes from
 /// somebody who made the change (`DM_UDEV_PRIMARY_SOURCE_FLAG`).
 const UDEV_PRIMARY_SOURCE: u32 = 0x40 << 16;
+
+/// The same, and what to make of a device that is a part of another: no node by
+/// its name, no look at what is in it, no rules of others (`DM_UDEV_DISABLE_DM_RULES_FLAG`,
+/// `..._SUBSYSTEM_...`, `..._DISK_...` and `..._OTHER_RULES_FLAG`).
+const UDEV_PART: u32 = UDEV_PRIMARY_SOURCE | 0xf << 16;
 
 /// The commands in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +125,12 @@ impl Control {
         Ok(Control { file, event })
     }
 
+    /// The same for changes of devices that are parts of others: udev leaves them alone.
+    pub fn for_parts(mut self) -> Control {
+        self.event = if self.event == 0 { 0 } else { UDEV_PART };
+        self
+    }
+
     /// All mapped devices.
     pub fn list(&self) -> Result<Vec<Listed>> {
         let answer = self.call(Command::ListDevices, 0, &Subject::Driver, &[])?;
@@ -130,7 +143,8 @@ impl Control {
         Ok(buffer::parse_versions(&answer.payload()))
     }
 
-    /// Makes a device without a table. EBUSY: the name is taken.
+    /// Makes a device without a table, with a UUID of at most [`UUID_MAX`] bytes.
+    /// EBUSY: the name or the UUID is taken.
     pub fn create(&self, name: &Name, uuid: &str) -> Result<Dev> {
         Ok(self.call(Command::DevCreate, 0, &Subject::New(name, uuid), &[])?.dev())
     }
