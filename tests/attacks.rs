@@ -1,4 +1,4 @@
-//! The real binary under attack, over loopback.
+//! The real binary under attack, over loopback: the one that `RAPIDDISKD` names, if it does.
 //!
 //! During each attack fresh clients ask for the daemon's status: 98 of 100 must get it within two
 //! seconds, and all of them afterwards. The daemon's memory, the kernel's for its connections, and
@@ -9,6 +9,8 @@
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketType, bind, connect, recv, socket, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::env;
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -40,6 +42,10 @@ const MOST_KERNEL_MEMORY: u64 = 96 << 10;
 /// Bytes of an attacker's buffers, before the kernel doubles them.
 const SMALL: usize = 4 << 10;
 
+fn program() -> OsString {
+    env::var_os("RAPIDDISKD").unwrap_or_else(|| env!("CARGO_BIN_EXE_rapiddiskd").into())
+}
+
 struct Daemon {
     process: Child,
     port: u16,
@@ -70,7 +76,9 @@ impl Daemon {
         let port = free_port();
         let shell = format!("ulimit {ulimit} && exec \"$0\" \"$@\"");
         let mut process = Command::new("sh")
-            .args(["-c", &shell, env!("CARGO_BIN_EXE_rapiddiskd"), "--port", &port.to_string()])
+            .args(["-c", &shell])
+            .arg(program())
+            .args(["--port", &port.to_string()])
             .args(args)
             .stderr(Stdio::piped())
             .spawn()
@@ -175,7 +183,7 @@ impl Daemon {
         let attackers = self.attackers.load(Ordering::Relaxed) - attackers;
         assert!(attackers >= least, "only {attackers} attackers came through");
         println!(
-            "{served} of {tried} served in {:?} beside {attackers} attackers, \
+            "{served} of {tried} served in {:?} beside {attackers} attackers, {threads} threads, \
              at most {memory} KiB and {most_kernel_memory} KiB of the kernel's",
             begin.elapsed()
         );
@@ -465,20 +473,22 @@ fn mutate(daemon: &Daemon, number: u32, over: &AtomicBool) {
 fn sixty_four_clients_that_stay_are_all_served() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let daemon = Daemon::start("-c 0");
-    let threads = daemon.proc_status("Threads");
-    let mut clients: Vec<_> =
-        (0..64).map(|_| TcpStream::connect(daemon.address()).unwrap()).map(BufReader::new).collect();
-    for _ in 0..50 {
-        for client in &mut clients {
-            client.get_mut().write_all(STATUS.as_bytes()).unwrap();
+    daemon.under(ATTACK, 64, |number, over| {
+        let client = |_| {
+            let stream = daemon.attacker(number).unwrap();
+            stream.set_read_timeout(Some(IN_TIME)).unwrap();
+            BufReader::new(stream)
+        };
+        let mut clients: Vec<_> = (0..64 / ATTACKERS).map(client).collect();
+        while goes_on(over) {
+            for client in &mut clients {
+                client.get_mut().write_all(STATUS.as_bytes()).unwrap();
+            }
+            for client in &mut clients {
+                assert_eq!(read_answer(client).unwrap(), 200);
+            }
         }
-        for client in &mut clients {
-            client.get_mut().set_read_timeout(Some(IN_TIME)).unwrap();
-            assert_eq!(read_answer(client).unwrap(), 200);
-        }
-    }
-    assert!(daemon.probe());
-    assert_eq!(daemon.proc_status("Threads"), threads);
+    });
 }
 
 #[test]
@@ -502,7 +512,7 @@ fn failing_thread_creation_is_survived_or_reported() {
     // Below that the system cannot even load the program, and says so or not.
     let loads = |kib: &u32| {
         let shell = format!("ulimit -v {kib} && exec \"$0\" --version");
-        let shell = Command::new("sh").args(["-c", &shell, env!("CARGO_BIN_EXE_rapiddiskd")]).output();
+        let shell = Command::new("sh").args(["-c", &shell]).arg(program()).output();
         shell.is_ok_and(|output| output.status.success())
     };
     let least = (3 << 10..).step_by(256).find(loads).unwrap();
