@@ -37,6 +37,20 @@ fn stopping_does_not_wait_for_ever() {
     daemon.tell(Wake::Stop);
     daemon.thread.take().unwrap().join().unwrap().unwrap();
     assert!(begin.elapsed() < Duration::from_secs(1));
+    busy.ends();
+    daemon.gate.send(()).unwrap();
+}
+
+/// There is nobody to serve without this thread: its end must be that of the process.
+#[test]
+fn a_panic_of_the_io_thread_is_not_swallowed() {
+    let mut daemon = start(Limits::default());
+    let mut busy = daemon.connect();
+    busy.send("GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    thread::sleep(Duration::from_millis(200));
+    daemon.order(NONSENSE);
+    daemon.thread.take().unwrap().join().unwrap_err();
+    busy.ends();
     daemon.gate.send(()).unwrap();
 }
 
