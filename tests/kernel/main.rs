@@ -12,6 +12,7 @@ mod support;
 mod bench;
 mod cache;
 mod export;
+mod hung;
 mod life;
 mod listing;
 mod modules;
