@@ -215,15 +215,24 @@ fn sighup_reads_the_tokens_again_without_the_rights_of_the_start() {
     let scratch = Scratch::new("sighup");
     let path = scratch.0.join("tokens");
     write_tokens(&path, "admin ops 0123456789abcdef\n");
-    let program = Program::here(&["--token-file", path.to_str().unwrap()]);
+    let (reader, writer) = pipe().unwrap();
+    let args = ["--token-file", path.to_str().unwrap()];
+    let mut program = Program::start(Ipv4Addr::LOCALHOST, &args, writer.into());
     let old = "Authorization: Bearer 0123456789abcdef\r\n";
     let new = "Authorization: Bearer fedcba9876543210\r\n";
     assert_eq!((program.status(READ, old), program.status(READ, new)), (200, 401));
+    assert_ne!(program.status(CHANGE, old), 403);
     write_tokens(&path, "viewer eye fedcba9876543210\n");
     program.signal(Signal::HUP);
     until(|| program.status(READ, old) == 401);
     assert_eq!(program.status(READ, new), 200);
     assert_eq!(program.status(CHANGE, new), 403);
+    assert_eq!(program.end(Signal::TERM).code(), Some(0));
+    let text = rest(reader);
+    for caller in ["ops", "eye"] {
+        assert!(text.contains(&format!(" caller={caller} action=\"{CHANGE}\" status=")), "{text}");
+    }
+    assert!(!text.contains("0123456789abcdef") && !text.contains("fedcba9876543210"), "{text}");
 }
 
 #[test]
@@ -235,6 +244,8 @@ fn it_listens_on_a_unix_socket_and_removes_it() {
     let mut client = Client::new(UnixStream::connect(&path).unwrap());
     client.send(&format!("{READ} HTTP/1.1\r\nHost: any.example\r\n\r\n"));
     assert_eq!(client.reply().status, 200);
+    client.send(&format!("{CHANGE} HTTP/1.1\r\nHost: any.example\r\n\r\n"));
+    assert_ne!(client.reply().status, 403);
     assert_eq!(program.end(Signal::TERM).code(), Some(0));
     assert!(!path.exists());
 }
