@@ -210,7 +210,7 @@ fn sigterm_and_sigint_end_it_well_and_sigpipe_does_not() {
 }
 
 #[test]
-fn sighup_reads_the_tokens_again_without_the_rights_of_the_start() {
+fn tokens_are_read_again_at_sighup_and_their_holders_named_in_the_log() {
     assert!(geteuid().is_root(), "token files belong to root: this test has to run as root");
     let scratch = Scratch::new("sighup");
     let path = scratch.0.join("tokens");
@@ -222,6 +222,8 @@ fn sighup_reads_the_tokens_again_without_the_rights_of_the_start() {
     let new = "Authorization: Bearer fedcba9876543210\r\n";
     assert_eq!((program.status(READ, old), program.status(READ, new)), (200, 401));
     assert_ne!(program.status(CHANGE, old), 403);
+    assert_eq!(program.status("POST /v1/\x1b[2J%1b%0a", old), 400);
+    assert_eq!(program.status("POST /v1/%1b%0a", old), 404);
     write_tokens(&path, "viewer eye fedcba9876543210\n");
     program.signal(Signal::HUP);
     until(|| program.status(READ, old) == 401);
@@ -232,6 +234,7 @@ fn sighup_reads_the_tokens_again_without_the_rights_of_the_start() {
     for caller in ["ops", "eye"] {
         assert!(text.contains(&format!(" caller={caller} action=\"{CHANGE}\" status=")), "{text}");
     }
+    assert!(text.lines().all(|line| !line.contains(char::is_control)), "{text:?}");
     assert!(!text.contains("0123456789abcdef") && !text.contains("fedcba9876543210"), "{text}");
 }
 
