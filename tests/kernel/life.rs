@@ -279,7 +279,7 @@ fn the_limit_holds_for_eight_clients_at_once() {
 }
 
 /// Runs a request that must be answered soon, whatever else hangs.
-fn promptly<T>(what: &str, ask: impl FnOnce() -> T) -> T {
+pub fn promptly<T>(what: &str, ask: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let reply = ask();
     assert!(start.elapsed() < Duration::from_secs(2), "{what} took {:?}", start.elapsed());

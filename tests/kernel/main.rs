@@ -13,6 +13,7 @@ mod bench;
 mod cache;
 mod dmcache;
 mod export;
+mod hung;
 mod life;
 mod listing;
 mod modules;
