@@ -33,6 +33,9 @@ Options:
                            what makes write-through caches: rapiddisk-cache,
                            dm-cache, or auto (default), which is the first where
                            the kernel has it and the second elsewhere
+      --quiesce            for the end of the machine, instead of serving: end
+                           the exports and remove the writeback caches, within
+                           30 s
   -V, --verbose            log more; twice for everything
   -d                       accepted for the init scripts of the original
                            daemon; this one always stays in the foreground
@@ -67,6 +70,8 @@ const DEFAULT_PORT: u16 = 9118;
 pub enum Command {
     /// Serve.
     Run(Box<Config>),
+    /// Leave nothing in memory that belongs on a disk.
+    Quiesce,
     /// Print the help.
     Help,
     /// Print the version.
@@ -126,6 +131,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error>
     let mut ram_driver = None;
     let mut cache_driver = CacheDriver::Auto;
     let mut verbosity = 0u8;
+    let mut quiesce = false;
     let mut parser = lexopt::Parser::from_iter(args);
     while let Some(arg) = parser.next()? {
         match arg {
@@ -140,6 +146,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error>
             Short('d') => {}
             Short('v') | Long("version") => return Ok(Command::Version),
             Short('h') | Long("help") => return Ok(Command::Help),
+            Long("quiesce") => quiesce = true,
             Long("token-file") => policy.token_file = Some(PathBuf::from(parser.value()?)),
             Long("open") => policy.open = true,
             Long("allow-host") => policy.allow_hosts.push(value(&mut parser, "a name", some)?),
@@ -158,6 +165,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error>
             Long("body-limit") => limits.body_bytes = number(&mut parser, 1 << 10, 64 << 10)?,
             _ => return Err(arg.unexpected().into()),
         }
+    }
+    if quiesce {
+        return Ok(Command::Quiesce);
     }
     if places.is_empty() {
         places.push(Place::Address(Ipv6Addr::UNSPECIFIED.into()));
@@ -286,6 +296,8 @@ mod tests {
         assert_eq!(config(&["--cache-driver=rapiddisk-cache"]).cache_driver, CacheDriver::RapidDiskCache);
         assert!(matches!(parsed(&["-v"]), Ok(Command::Version)));
         assert!(matches!(parsed(&["--help"]), Ok(Command::Help)));
+        assert!(matches!(parsed(&["--quiesce", "--open"]), Ok(Command::Quiesce)));
+        assert!(parsed(&["--quiesce", "--nonsense"]).is_err());
     }
 
     #[test]

@@ -4,7 +4,9 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use log::{LevelFilter, info, warn};
 
@@ -13,11 +15,17 @@ use crate::args::Config;
 use crate::http::{Access, Server, Wake};
 use crate::kernel::signal::{self, Wanted};
 use crate::kernel::{Root, process};
-use crate::logger::Logger;
-use crate::storage::Storage;
+use crate::logger::{self, Logger};
+use crate::notify::{Manager, Probe};
+use crate::storage::{self, CacheDriver, MemoryLimit, Storage};
 
-/// The thread that looks at the kernel's memory does little on its stack.
+/// The threads that watch do little on their stacks.
 const WATCH_STACK: usize = 256 << 10;
+
+/// Starts a thread that runs as long as the process.
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name.into()).stack_size(WATCH_STACK).spawn(run).map(drop)
+}
 
 /// Why the daemon ended other than as told.
 #[derive(Debug)]
@@ -30,6 +38,33 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+/// How long the end of the machine waits for devices that may never answer.
+const QUIESCE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Ends the exports and removes the writeback caches. What could not be done is told
+/// on stderr, and makes an error.
+pub fn quiesce() -> Result<(), Error> {
+    let all_done = AtomicBool::new(true);
+    let tell = |outcome: storage::Result<String>| match outcome {
+        Ok(done) => logger::say(&done),
+        Err(error) => {
+            all_done.store(false, Ordering::Relaxed);
+            logger::say(&format!("not done: {error}"));
+        }
+    };
+    let work = || {
+        // Neither the limit nor the drivers matter to what is there already.
+        Storage::new(Root::new("/"), MemoryLimit::Percent(100), None, CacheDriver::Auto).quiesce(tell);
+        all_done.load(Ordering::Relaxed)
+    };
+    match process::aside(QUIESCE_PATIENCE, work) {
+        Ok(Some(true)) => Ok(()),
+        Ok(Some(false)) => Err(Error("not everything could be quiesced".into())),
+        Ok(None) => Err(Error("not everything could be quiesced in time; the rest is left to itself".into())),
+        Err(error) => Err(Error(format!("cannot quiesce: {error}"))),
+    }
+}
 
 /// Serves until SIGTERM or SIGINT.
 pub fn run(config: &Config) -> Result<(), Error> {
@@ -44,7 +79,9 @@ pub fn run(config: &Config) -> Result<(), Error> {
         move |error: io::Error| Error(format!("{what}: {error}"))
     };
     let plain = |error: io::Error| Error(error.to_string());
-    let access = Access::new(config.policy.clone()).map_err(plain)?;
+    let manager = Arc::new(Manager::of_environment());
+    let mut access = Access::new(config.policy.clone()).map_err(plain)?;
+    let own_token = access.own_token().map_err(failed("cannot make a token"))?;
     let server = Server::bind(&config.listen, config.limits.clone(), access).map_err(plain)?;
     // The ports are open, no thread but this one runs yet.
     process::restrict().map_err(failed("cannot drop privileges"))?;
@@ -57,8 +94,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
     }
     storage.look();
     let watched = Arc::clone(&storage);
-    let watch = thread::Builder::new().name("watch".into()).stack_size(WATCH_STACK);
-    if let Err(error) = watch.spawn(move || watched.watch()) {
+    if let Err(error) = spawn("watch", move || watched.watch()) {
         warn!("the status will not change: {error}");
     }
     // Not before: what was left may take the kernel long to repair, and until then a signal ends
@@ -67,9 +103,20 @@ pub fn run(config: &Config) -> Result<(), Error> {
     for address in server.local_addrs() {
         info!("listening on {address}");
     }
+    manager.tell("READY=1");
+    if let (Some(interval), Some(place)) = (manager.watchdog(), server.places().first()) {
+        // Not the status, which no worker has to answer.
+        let probe = Probe::new(place, "/v1/listAllResources", &own_token);
+        let watched = Arc::clone(&manager);
+        spawn("watchdog", move || watched.watch(interval, &probe))
+            .map_err(failed("cannot start the watchdog"))?;
+    }
     server
         .run(Arc::new(Api::new(storage)), signals.as_fd(), &mut || match signals.take() {
-            Wanted::Stop => Wake::Stop,
+            Wanted::Stop => {
+                manager.tell("STOPPING=1");
+                Wake::Stop
+            }
             Wanted::Reload => Wake::Reload,
             Wanted::Nothing => Wake::Continue,
         })

@@ -5,7 +5,7 @@
 //! service, [`api`] is the /v1 contract, [`http`] the connections, [`storage`]
 //! what an administrator thinks in, and [`kernel`] the only place with system
 //! calls, ioctls and the paths of sysfs, procfs and configfs. [`logger`] takes what all of them
-//! have to say.
+//! have to say, [`notify`] tells the service manager.
 
 pub mod api;
 pub mod args;
@@ -13,4 +13,5 @@ pub mod daemon;
 pub mod http;
 pub mod kernel;
 pub mod logger;
+pub mod notify;
 pub mod storage;

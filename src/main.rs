@@ -9,18 +9,23 @@ use rapiddiskd::{daemon, logger};
 
 fn main() -> ExitCode {
     match args::parse(std::env::args_os()) {
-        Ok(Command::Run(config)) => match daemon::run(&config) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                logger::say(&error.to_string());
-                ExitCode::from(1)
-            }
-        },
+        Ok(Command::Run(config)) => outcome(daemon::run(&config)),
+        Ok(Command::Quiesce) => outcome(daemon::quiesce()),
         Ok(Command::Help) => print(args::HELP),
         Ok(Command::Version) => print(concat!("rapiddiskd ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(error) => {
             logger::say(&error.to_string());
             ExitCode::from(2)
+        }
+    }
+}
+
+fn outcome(result: Result<(), daemon::Error>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            logger::say(&error.to_string());
+            ExitCode::from(1)
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Who may do what: tokens, addresses, and what browsers are kept from.
 
 use super::parse::{Fields, Refusal};
-use super::tokens::{Role, Tokens};
+use super::tokens::{Own, Role, Tokens};
 use super::{Answer, Header, Method, Peer};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -27,6 +27,7 @@ pub struct Policy {
 pub struct Access {
     policy: Policy,
     tokens: Option<Tokens>,
+    own: Own,
     origins: Vec<Arc<str>>,
 }
 
@@ -97,7 +98,15 @@ impl Access {
         }
         let tokens = policy.token_file.as_deref().map(Tokens::read).transpose()?;
         let origins = policy.allow_origins.iter().map(|origin| origin.as_str().into()).collect();
-        Ok(Access { policy, tokens, origins })
+        Ok(Access { policy, tokens, own: Own::default(), origins })
+    }
+
+    /// A token with which the daemon may ask itself, and change nothing.
+    ///
+    /// # Errors
+    /// The kernel has no random numbers.
+    pub fn own_token(&mut self) -> io::Result<String> {
+        self.own.make()
     }
 
     /// Reads the token file again. A bad one is reported, and the tokens stay as they are.
@@ -173,7 +182,11 @@ impl Access {
             let may = !is_change || self.policy.open || is_local(peer);
             return (None, (!may).then_some(NOT_LOCAL));
         };
-        match fields.authorization.and_then(bearer).and_then(|token| tokens.find(token)) {
+        let token = fields.authorization.and_then(bearer);
+        if !is_change && token.is_some_and(|token| self.own.is(token)) {
+            return (None, None);
+        }
+        match token.and_then(|token| tokens.find(token)) {
             // Only root can open the socket, whatever token it holds.
             found if *peer == Peer::Unix => (found.map(|(_, name)| name), None),
             None => (None, Some(NOT_AUTHENTICATED)),

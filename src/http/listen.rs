@@ -66,6 +66,14 @@ impl Listener {
         SocketAddr::try_from(net::getsockname(&self.socket).ok()?).ok()
     }
 
+    /// Where it listens.
+    pub fn place(&self) -> Option<Listen> {
+        match &self.file {
+            Some(file) => Some(Listen::Unix(file.path.clone())),
+            None => self.address().map(Listen::Tcp),
+        }
+    }
+
     /// Takes one connection, if one is there.
     ///
     /// # Errors

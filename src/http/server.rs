@@ -51,7 +51,12 @@ impl Server {
         Ok(Server { listeners, limits, access })
     }
 
-    /// The TCP addresses it listens on, with the ports the kernel chose.
+    /// The places it listens on, with the ports the kernel chose.
+    pub fn places(&self) -> Vec<Listen> {
+        self.listeners.iter().filter_map(Listener::place).collect()
+    }
+
+    /// The TCP addresses among them.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
         self.listeners.iter().filter_map(Listener::address).collect()
     }

@@ -4,6 +4,7 @@
 //! once, here, and goes into no message, log line or `Debug` output.
 
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use rustix::rand::{GetRandomFlags, getrandom};
 use std::fmt;
 use std::fs::File;
 use std::hint::black_box;
@@ -124,6 +125,38 @@ impl Tokens {
 impl Token {
     fn is(&self, candidate: &[u8]) -> bool {
         self.secret.is(candidate)
+    }
+}
+
+/// A viewer's token that is in no file: the daemon's own, for asking itself.
+#[derive(Default)]
+pub(super) struct Own(Option<Secret>);
+
+impl Own {
+    /// Makes a token and gives it to the only one who is to know it.
+    ///
+    /// # Errors
+    /// The kernel has no random numbers.
+    pub fn make(&mut self) -> io::Result<String> {
+        let mut random = [0; 32];
+        if getrandom(&mut random[..], GetRandomFlags::empty())? < random.len() {
+            return Err(io::Error::other("the kernel gave too few random numbers"));
+        }
+        let token: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.0 = Some(Secret(token.as_bytes().into()));
+        Ok(token)
+    }
+
+    /// Whether it is this one.
+    pub fn is(&self, candidate: &[u8]) -> bool {
+        self.0.as_ref().is_some_and(|own| own.is(candidate))
+    }
+}
+
+/// Nothing of it.
+impl fmt::Debug for Own {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Own")
     }
 }
 

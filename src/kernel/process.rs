@@ -2,9 +2,13 @@
 //! ports.
 
 use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::Mode;
-use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask};
+use rustix::process::{
+    DumpableBehavior, Pid, Resource, Rlimit, WaitOptions, set_dumpable_behavior, setrlimit, umask, waitpid,
+};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_no_new_privs};
 
 /// Memory of the machine, in bytes.
@@ -62,6 +66,32 @@ pub fn restrict() -> io::Result<()> {
         CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() },
     )?;
     Ok(())
+}
+
+unsafe extern "C" {
+    /// fork(2) of the C library that the program is linked with anyway.
+    safe fn fork() -> i32;
+}
+
+/// Runs `work` in a process of its own, for a bounded time: a thread that a device
+/// holds in the kernel keeps its whole process from ending, and whoever waits for
+/// that. Gives what `work` does, or `None` if it is not through by then; it goes on.
+/// Call it while there is one thread: the others would not be there in the new one.
+pub fn aside(patience: Duration, work: impl FnOnce() -> bool) -> io::Result<Option<bool>> {
+    let child = match fork() {
+        0 => std::process::exit(i32::from(!work())),
+        child => Pid::from_raw(child).filter(|_| child > 0).ok_or_else(io::Error::last_os_error)?,
+    };
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some((_, status)) = waitpid(Some(child), WaitOptions::NOHANG)? {
+            return Ok(Some(status.exit_status() == Some(0)));
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 mod dmcache;
 mod driver;
 mod recover;
-mod writeback;
+pub(super) mod writeback;
 
 use std::fmt::Display;
 

@@ -12,6 +12,7 @@ mod names;
 mod node;
 mod nvme_names;
 mod port;
+mod quiesce;
 mod ramdisk;
 mod resources;
 mod stats;

@@ -287,7 +287,7 @@ impl Storage {
     }
 
     /// Every RAM disk: its name, the kernel's name of it, and what serves it.
-    fn devices(&self) -> Result<Vec<(DiskName, String, &dyn Driver)>> {
+    pub(super) fn devices(&self) -> Result<Vec<(DiskName, String, &dyn Driver)>> {
         let mut all = Vec::new();
         for driver in self.drivers.all() {
             let devices = driver.devices(&self.root)?;

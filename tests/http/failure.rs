@@ -46,15 +46,21 @@ fn places(program: &Program) -> Vec<String> {
     threads.filter_map(|thread| read_to_string(thread.unwrap().path().join("wchan")).ok()).collect()
 }
 
-#[test]
-fn neither_held_workers_nor_a_full_log_hold_up_that_end() {
-    let (_reader, mut writer) = pipe().unwrap();
-    fill(&mut writer);
-    // A disk whose attribute takes for ever to open, where nobody else sees it.
+/// The program, with a disk whose attribute takes for ever to open, where nobody else
+/// sees it.
+pub fn where_lists_never_end() -> Command {
     let disk =
         "mount -t tmpfs none /sys/block && mkdir -p /sys/block/sdz/device && mkfifo /sys/block/sdz/hidden";
     let mut command = Command::new("unshare");
     command.args(["-m", "sh", "-c", &format!("{disk} && exec \"$0\" \"$@\""), PROGRAM]);
+    command
+}
+
+#[test]
+fn neither_held_workers_nor_a_full_log_hold_up_that_end() {
+    let (_reader, mut writer) = pipe().unwrap();
+    fill(&mut writer);
+    let command = where_lists_never_end();
     let mut program = Program::start_by(command, Ipv4Addr::LOCALHOST, &["--workers", "3"], writer.into());
     let ask = |_| {
         let mut client = Client::new(TcpStream::connect((Ipv4Addr::LOCALHOST, program.port)).unwrap());

@@ -6,5 +6,6 @@ mod bounds;
 mod daemon;
 mod failure;
 mod life;
+mod notify;
 mod program;
 mod requests;

@@ -19,6 +19,7 @@ mod listing;
 mod modules;
 mod nvme;
 mod privileges;
+mod quiesce;
 mod ramdisk;
 mod rapiddisk;
 mod reference;

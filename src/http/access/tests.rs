@@ -229,3 +229,20 @@ fn a_bad_token_file_keeps_the_old_tokens() {
     access.reload();
     assert_eq!(status(&access, &ip("192.0.2.9"), &fields("a", None, Some(ADMIN)), true), 0);
 }
+
+#[test]
+fn the_daemons_own_token_reads_and_changes_nothing() {
+    let mut access = with_tokens();
+    let own = access.own_token().unwrap();
+    assert_eq!(own.len(), 64);
+    assert!(!format!("{access:?}").contains(&own));
+    let bearer = format!("Bearer {own}");
+    let mine = fields("localhost", None, Some(&bearer));
+    assert_eq!([false, true].map(|is_change| status(&access, &ip("127.0.0.1"), &mine, is_change)), [0, 401]);
+    let next = access.own_token().unwrap();
+    assert_ne!(own, next);
+    assert_eq!(status(&access, &ip("127.0.0.1"), &mine, false), 401);
+    // Without one, nothing is it.
+    let empty = fields("localhost", None, Some("Bearer "));
+    assert_eq!(status(&with_tokens(), &ip("127.0.0.1"), &empty, false), 401);
+}

@@ -1,0 +1,57 @@
+//! The end of the machine: exports end, and what only memory holds gets to its disk.
+
+use std::thread;
+
+use super::cache::writeback;
+use super::{CacheName, Error, Policy, Result, Storage, Volume};
+
+impl Storage {
+    /// Ends the exports made here and removes the writeback caches, each by itself, so
+    /// that a disk that does not answer keeps no other waiting. A cache that is in use
+    /// stays, and has its data written so far. Tells each thing done (`Ok`) or not.
+    pub fn quiesce(&self, tell: impl Fn(Result<String>) + Sync) {
+        let names = self.volume_names().unwrap_or_else(|error| {
+            tell(Err(error));
+            Vec::new()
+        });
+        for volume in &names {
+            match self.remove_target(volume, None) {
+                Ok(()) => tell(Ok(format!("{volume} is not exported any more"))),
+                // Never exported, or no NVMe targets in this kernel.
+                Err(Error::NotFound(_) | Error::Unavailable(_)) => {}
+                Err(error) => tell(Err(error)),
+            }
+        }
+        thread::scope(|scope| {
+            for volume in &names {
+                let Volume::Cache(cache) = volume else { continue };
+                if cache.policy() == Policy::Writeback {
+                    scope.spawn(|| tell(self.quiesce_cache(cache)));
+                }
+            }
+        });
+    }
+
+    /// By the names alone: a device that hangs may not tell more.
+    fn volume_names(&self) -> Result<Vec<Volume>> {
+        let disks = self.devices()?.into_iter().map(|(name, ..)| Volume::Disk(name));
+        let mapped = match self.control() {
+            Ok(control) => control.list()?,
+            Err(Error::Unavailable(_)) => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        let caches = mapped.iter().filter_map(|mapped| CacheName::parse(&mapped.name)).map(Volume::Cache);
+        Ok(disks.chain(caches).collect())
+    }
+
+    fn quiesce_cache(&self, cache: &CacheName) -> Result<String> {
+        match self.remove_cache(cache) {
+            Ok(()) => Ok(format!("{cache} is removed, all of its data is on its source")),
+            Err(Error::Conflict(in_use)) => {
+                writeback::write_back(&self.control()?, cache)?;
+                Err(Error::Conflict(format!("{in_use}; only what was written so far is on its source")))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
