@@ -410,7 +410,7 @@ fn killed_in_the_middle_of_changes_it_leaves_all_or_nothing() {
         std::thread::scope(|scope| {
             scope.spawn(|| while change(client) {});
             std::thread::sleep(delay);
-            guest.daemon().kill();
+            guest.daemon().kill_between_calls();
         });
         guest.kill_and_restart();
         let is_mapped = !mappings().is_empty();
@@ -436,11 +436,10 @@ fn a_ram_disk_that_dies_takes_nothing_of_the_source_with_it() {
     heat(&guest);
     settle();
     for part in &ALL[..2] {
-        let length = sh(&format!(
-            "blockdev --getsz /dev/mapper/{part} 2>/dev/null || dmsetup table {part} | cut -d' ' -f2"
-        ));
+        // On the same device, but nothing comes from it any more.
         sh(&format!(
-            "dmsetup suspend --noflush --nolockfs {part}; echo 0 {length} error | dmsetup load {part}; dmsetup resume {part}"
+            "modprobe dm-flakey; dead=$(dmsetup table {part} | sed 's/linear \\(.*\\)/flakey \\1 0 3600/');
+             dmsetup suspend --noflush --nolockfs {part}; echo $dead | dmsetup load {part}; dmsetup resume {part}"
         ));
     }
     assert!(
