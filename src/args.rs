@@ -9,7 +9,7 @@ use std::time::Duration;
 use lexopt::prelude::*;
 
 use crate::http::{Limits, Listen, Policy};
-use crate::storage::{CacheDriver, MemoryLimit, Size};
+use crate::storage::{CacheDriver, MemoryLimit, RamDriver, Size};
 
 /// The text of `--help`.
 pub const HELP: &str = "\
@@ -25,6 +25,10 @@ Options:
                            what all RAM disks may take together: MiB, a number
                            with M, G or T, or a part of the machine's memory
                            (default 100%)
+      --ram-driver auto|rapiddisk|loop
+                           what makes RAM disks: RapidDisk's module, or loop
+                           devices over a tmpfs (default auto: the first that
+                           the kernel has)
       --cache-driver DRIVER
                            what makes write-through caches: rapiddisk-cache,
                            dm-cache, or auto (default), which is the first where
@@ -80,6 +84,8 @@ pub struct Config {
     pub limits: Limits,
     /// What the RAM disks may take.
     pub memory_limit: MemoryLimit,
+    /// What makes RAM disks, if not the first that the kernel has.
+    pub ram_driver: Option<RamDriver>,
     /// What makes write-through caches.
     pub cache_driver: CacheDriver,
     /// How often `--verbose` was given.
@@ -117,6 +123,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error>
     let mut policy = Policy::default();
     let mut limits = Limits::default();
     let mut memory_limit = MemoryLimit::Percent(100);
+    let mut ram_driver = None;
     let mut cache_driver = CacheDriver::Auto;
     let mut verbosity = 0u8;
     let mut parser = lexopt::Parser::from_iter(args);
@@ -125,6 +132,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error>
             Short('p') | Long("port") => default_port = value(&mut parser, "a port", port)?,
             Short('l') | Long("listen") => places.push(value(&mut parser, "a place to listen on", place)?),
             Long("memory-limit") => memory_limit = value(&mut parser, "a memory limit", memory)?,
+            Long("ram-driver") => ram_driver = value(&mut parser, "a driver for RAM disks", driver)?,
             Long("cache-driver") => {
                 cache_driver = value(&mut parser, "a cache driver", CacheDriver::parse)?;
             }
@@ -159,7 +167,15 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error>
         Place::Complete(listen) => listen,
     });
     let listen = listen.collect();
-    Ok(Command::Run(Box::new(Config { listen, policy, limits, memory_limit, cache_driver, verbosity })))
+    Ok(Command::Run(Box::new(Config {
+        listen,
+        policy,
+        limits,
+        memory_limit,
+        ram_driver,
+        cache_driver,
+        verbosity,
+    })))
 }
 
 /// The next value, read by `read`; an error that names it and what it should be.
@@ -212,6 +228,15 @@ fn memory(text: &str) -> Option<MemoryLimit> {
     }
 }
 
+fn driver(text: &str) -> Option<Option<RamDriver>> {
+    match text {
+        "auto" => Some(None),
+        "rapiddisk" => Some(Some(RamDriver::Rapiddisk)),
+        "loop" => Some(Some(RamDriver::Loop)),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,6 +274,12 @@ mod tests {
         assert_eq!(config(&["--memory-limit", "2G"]).memory_limit, MemoryLimit::Bytes(2 << 30));
         assert_eq!(config(&["--memory-limit", "512"]).memory_limit, MemoryLimit::Bytes(512 << 20));
         assert_eq!(config(&["--memory-limit", "50%"]).memory_limit, MemoryLimit::Percent(50));
+        assert_eq!(config(&[]).ram_driver, None);
+        for (name, driver) in
+            [("auto", None), ("rapiddisk", Some(RamDriver::Rapiddisk)), ("loop", Some(RamDriver::Loop))]
+        {
+            assert_eq!(config(&["--ram-driver", name]).ram_driver, driver);
+        }
         assert_eq!(config(&[]).cache_driver, CacheDriver::Auto);
         assert_eq!(config(&["--cache-driver", "auto"]).cache_driver, CacheDriver::Auto);
         assert_eq!(config(&["--cache-driver", "dm-cache"]).cache_driver, CacheDriver::DmCache);
@@ -328,6 +359,7 @@ mod tests {
             (&["-l", "nowhere"], "\"nowhere\""),
             (&["-l", "127.0.0.1:0"], "\"127.0.0.1:0\""),
             (&["-l", "unix:relative"], "\"unix:relative\""),
+            (&["--ram-driver", "zram"], "\"zram\""),
             (&["--memory-limit", "0%"], "\"0%\""),
             (&["--memory-limit", "101%"], "\"101%\""),
             (&["--memory-limit", "12abc"], "\"12abc\""),

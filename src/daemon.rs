@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::thread;
 
 use log::{LevelFilter, info, warn};
 
@@ -14,6 +15,9 @@ use crate::kernel::signal::{self, Wanted};
 use crate::kernel::{Root, process};
 use crate::logger::Logger;
 use crate::storage::Storage;
+
+/// The thread that looks at the kernel's memory does little on its stack.
+const WATCH_STACK: usize = 256 << 10;
 
 /// Why the daemon ended other than as told.
 #[derive(Debug)]
@@ -46,9 +50,16 @@ pub fn run(config: &Config) -> Result<(), Error> {
     process::restrict().map_err(failed("cannot drop privileges"))?;
     // From here on every thread has no more rights than it needs.
     logger.start().map_err(failed("cannot start the log's thread"))?;
-    let storage = Storage::new(Root::new("/"), config.memory_limit, config.cache_driver);
+    let root = Root::new("/");
+    let storage = Arc::new(Storage::new(root, config.memory_limit, config.ram_driver, config.cache_driver));
     for repaired in storage.recover() {
         warn!("left by an earlier run: {repaired}");
+    }
+    storage.look();
+    let watched = Arc::clone(&storage);
+    let watch = thread::Builder::new().name("watch".into()).stack_size(WATCH_STACK);
+    if let Err(error) = watch.spawn(move || watched.watch()) {
+        warn!("the status will not change: {error}");
     }
     // Not before: what was left may take the kernel long to repair, and until then a signal ends
     // the process at once. The next start goes on with the rest.

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::NoAction;
 use crate::http::{Answer, Header};
-use crate::storage::{CacheStats, Error, Port, Resources, Target, Volumes};
+use crate::storage::{CacheStats, Error, Health, Port, Resources, Target, Volumes};
 
 /// The HTTP status of an error.
 pub fn status(error: &Error) -> u16 {
@@ -60,6 +60,22 @@ pub fn made(field: &str, name: &impl Display, message: String) -> Value {
     body
 }
 
+/// `checkServiceStatus`.
+pub fn service(health: &Health) -> Value {
+    let mut body = json!({
+        "status": "OK",
+        "version": env!("CARGO_PKG_VERSION"),
+        "ram_driver": health.ram_driver,
+        "ram_drivers": health.ram_drivers,
+    });
+    if let Some(shortage) = health.shortage {
+        body["warning"] = shortage.to_string().into();
+        body["memory_available"] = shortage.available.into();
+        body["memory_promised"] = shortage.promised.into();
+    }
+    body
+}
+
 /// `listAllResources`.
 pub fn resources(resources: &Resources) -> Value {
     let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "UNAVAILABLE".to_owned());
@@ -81,6 +97,7 @@ pub fn volumes(volumes: &Volumes) -> Value {
             "size": disk.size,
             "usage": disk.usage,
             "status": if disk.locked { "locked" } else { "unlocked" },
+            "driver": disk.driver,
         })
     };
     let cache = |cache: &crate::storage::Cache| {
@@ -194,7 +211,13 @@ mod tests {
                 {"volumes": [{"device": "sda", "size": 26843545600u64, "vendor": "ATA", "model": "VBOX"}]},
             ]})
         );
-        let disk = |number, usage, locked| RamDisk { name: DiskName(number), size: 67108864, usage, locked };
+        let disk = |number, usage, locked| RamDisk {
+            name: DiskName(number),
+            size: 67108864,
+            usage,
+            locked,
+            driver: "loop",
+        };
         let cache = Cache {
             name: CacheName::parse("rc-wa_loop7").unwrap(),
             disk: "rd0".into(),
@@ -209,8 +232,8 @@ mod tests {
             }),
             json!({"volumes": [
                 {"rapiddisk": [
-                    {"device": "rd0", "size": 67108864, "usage": 65536, "status": "unlocked"},
-                    {"device": "rd1", "size": 67108864, "usage": 4096, "status": "locked"},
+                    {"device": "rd0", "size": 67108864, "usage": 65536, "status": "unlocked", "driver": "loop"},
+                    {"device": "rd1", "size": 67108864, "usage": 4096, "status": "locked", "driver": "loop"},
                 ]},
                 {"rapiddisk_cache": [
                     {"device": "rc-wa_loop7", "cache": "rd0", "source": "loop7", "mode": "write-around", "driver": "rapiddisk-cache"},

@@ -7,26 +7,28 @@ mod route;
 pub use answer::status;
 pub use route::{Action, NoAction};
 
-use serde_json::{Value, json};
+use std::sync::Arc;
+
+use serde_json::Value;
 
 use crate::http::{Answer, Method, Request, Service};
 use crate::storage::{Result, Storage};
 
 /// The API over the storage of this machine.
 pub struct Api {
-    storage: Storage,
+    storage: Arc<Storage>,
 }
 
 impl Api {
     /// An API over `storage`.
-    pub fn new(storage: Storage) -> Api {
+    pub fn new(storage: Arc<Storage>) -> Api {
         Api { storage }
     }
 
     fn execute(&self, action: &Action) -> Result<Value> {
         let storage = &self.storage;
         Ok(match action {
-            Action::Status => json!({"status": "OK", "version": env!("CARGO_PKG_VERSION")}),
+            Action::Status => answer::service(&storage.health()),
             Action::Resources => answer::resources(&storage.resources()?),
             Action::Volumes => answer::volumes(&storage.volumes()?),
             Action::CacheStats(cache) => answer::cache_stats(&storage.cache_stats(cache)?),
@@ -108,7 +110,7 @@ impl Service for Api {
     }
 
     fn is_instant(&self, method: &Method, target: &str) -> bool {
-        // Neither touches the kernel.
+        // Neither calls into the kernel.
         matches!(Action::parse(method, target), Ok(Action::Status) | Err(_))
     }
 

@@ -106,6 +106,14 @@ struct Front {
     scratch: Vec<u8>,
 }
 
+/// A worker that is held keeps its client's socket open, beyond the end of the process where the
+/// kernel holds it: the client is told all the same.
+impl Drop for Front {
+    fn drop(&mut self) {
+        self.slots.iter().for_each(|(_, conn)| conn.end_of_answers());
+    }
+}
+
 impl Front {
     fn new(server: Server, service: Arc<dyn Service>, wake: BorrowedFd<'_>) -> io::Result<Front> {
         let Server { listeners, mut limits, access } = server;

@@ -93,6 +93,16 @@ pub fn loop_backing(root: &Root, name: &str) -> Result<Option<String>> {
     root.attribute_if_there(format!("sys/block/{name}/loop/backing_file"))
 }
 
+/// Whether a loop device ends before its file does.
+pub fn loop_ends_early(root: &Root, name: &str) -> bool {
+    root.number(format!("sys/block/{name}/loop/sizelimit")).is_some_and(|limit| limit > 0)
+}
+
+/// Whether a loop device lets go of its file when the last one closes it.
+pub fn loop_detaches_itself(root: &Root, name: &str) -> bool {
+    root.number(format!("sys/block/{name}/loop/autoclear")) == Some(1)
+}
+
 /// The name that device-mapper has for a disk; `None` for other disks.
 pub fn mapped_name(root: &Root, name: &str) -> Option<String> {
     root.attribute(format!("sys/block/{name}/dm/name"))

@@ -4,8 +4,10 @@
 
 pub mod block;
 pub mod dm;
+pub mod loops;
 pub mod net;
 pub mod nvmet;
+pub mod pool;
 pub mod proc;
 pub mod process;
 pub mod rapiddisk;

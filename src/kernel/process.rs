@@ -31,7 +31,8 @@ pub fn host_name() -> String {
 
 /// The capabilities that the kernel calls need, of all that root has:
 ///
-/// * `CAP_SYS_ADMIN`: every device-mapper ioctl, and `BLKROSET`;
+/// * `CAP_SYS_ADMIN`: every device-mapper ioctl, `BLKROSET`, loop devices and the
+///   mount of the tmpfs behind them;
 /// * `CAP_SYS_PTRACE`: to see what processes with more capabilities have open,
 ///   which are all of root's once the others are dropped;
 /// * `CAP_DAC_READ_SEARCH`: to list `/proc/PID/fd` of other users' processes;

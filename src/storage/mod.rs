@@ -6,6 +6,7 @@
 
 mod cache;
 mod error;
+mod health;
 mod locks;
 mod names;
 mod node;
@@ -18,14 +19,16 @@ mod target;
 mod undo;
 mod usage;
 
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
 pub use cache::{Cache, CacheDriver, Driver, NewCache};
 pub use error::{Error, Result};
+pub use health::{Health, Shortage};
 pub use names::{CacheName, DiskName, Policy, Size, SourceName};
 pub use nvme_names::{Nqn, Place, PortId, Ports, Protocol, ServiceId, Volume};
-pub use ramdisk::{RamDisk, Volumes};
+pub use ramdisk::{RamDisk, RamDriver, Volumes};
 pub use resources::{Disk, Resources};
 pub use stats::{CacheStats, Metadata};
 pub use target::Target;
@@ -35,7 +38,7 @@ use rustix::io::Errno;
 pub use crate::kernel::nvmet::Port;
 use crate::kernel::{self, Root, process};
 use locks::{Held, Key, Locks};
-use ramdisk::Gate;
+use ramdisk::Drivers;
 
 /// How long udev's rules may look into a device that has just changed.
 const PROBING: Duration = Duration::from_secs(1);
@@ -56,13 +59,24 @@ pub struct Storage {
     limit: MemoryLimit,
     cache_driver: CacheDriver,
     locks: Locks,
-    gate: Gate,
+    drivers: Drivers,
+    health: Mutex<Health>,
 }
 
 impl Storage {
-    /// The storage that the kernel shows at `root`.
-    pub fn new(root: Root, limit: MemoryLimit, cache_driver: CacheDriver) -> Storage {
-        Storage { root, limit, cache_driver, locks: Locks::default(), gate: Gate::default() }
+    /// The storage that the kernel shows at `root`. New RAM disks are made by `ram`, or
+    /// by the first of the drivers that the kernel has.
+    pub fn new(root: Root, limit: MemoryLimit, ram: Option<RamDriver>, cache: CacheDriver) -> Storage {
+        let (drivers, health) = (Drivers::new(ram), Mutex::default());
+        Storage { root, limit, cache_driver: cache, locks: Locks::default(), drivers, health }
+    }
+
+    /// Repairs what a daemon that was killed in the middle of a change left. Returns
+    /// what was done or could not be, a line each.
+    pub fn recover(&self) -> Vec<String> {
+        let mut said = self.recover_disks();
+        said.extend(self.recover_caches());
+        said
     }
 
     /// Takes what a change is about, or says that another change keeps it.

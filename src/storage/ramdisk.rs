@@ -1,8 +1,10 @@
-//! RAM disks, served by the `rapiddisk` module.
+//! RAM disks, whatever serves them.
 
-use std::collections::HashMap;
+mod driver;
+mod loops;
+mod module;
+
 use std::fs::File;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -10,14 +12,25 @@ use rustix::io::Errno;
 use super::locks::Key;
 use super::undo::Undo;
 use super::usage::{self, User};
-use super::{Cache, CacheName, DiskName, Error, Result, Size, Storage, retry_busy, wait_until};
-use crate::kernel::block::{self, Access, Dev, SECTOR};
+use super::{Cache, CacheName, DiskName, Error, Result, Size, Storage, wait_until};
+use crate::kernel::block::{self, Access, Dev};
 use crate::kernel::nvmet::build::Item;
-use crate::kernel::rapiddisk::Look;
-use crate::kernel::{self, Root, rapiddisk};
+use crate::kernel::{self, Root, pool};
+pub(super) use driver::Driver;
+use loops::Loops;
+use module::Module;
 
 /// How long the kernel may take to make or remove a device node.
 const NODE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What may serve RAM disks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RamDriver {
+    /// The `rapiddisk` module.
+    Rapiddisk,
+    /// Loop devices over a tmpfs, which every kernel has.
+    Loop,
+}
 
 /// A RAM disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +43,8 @@ pub struct RamDisk {
     pub usage: u64,
     /// Whether it is read-only.
     pub locked: bool,
+    /// What serves it.
+    pub driver: &'static str,
 }
 
 /// The RAM disks and the caches, in natural order.
@@ -41,29 +56,54 @@ pub struct Volumes {
     pub caches: Vec<Cache>,
 }
 
-/// Keeps readers off a disk that is being destroyed. The module frees its own
-/// structures at once, so that an ioctl on a descriptor opened before would read
-/// freed memory; and it counts a reader as a user when it is told to free pages.
-/// The lock is held for microseconds; the destruction itself runs outside it.
-#[derive(Default)]
-pub struct Gate(Mutex<Vec<DiskName>>);
+/// A RAM disk as the kernel has it.
+pub(super) struct Device<'a> {
+    pub name: DiskName,
+    /// The kernel's name: `rdN`, or that of a loop device.
+    pub device: String,
+    pub dev: Dev,
+    /// In bytes.
+    pub size: u64,
+    pub driver: &'a dyn Driver,
+}
 
-impl Gate {
-    fn closed(&self) -> MutexGuard<'_, Vec<DiskName>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+/// The drivers, and which of them makes new disks, if that was said.
+pub(super) struct Drivers {
+    module: Module,
+    loops: Loops,
+    chosen: Option<RamDriver>,
+}
+
+impl Drivers {
+    pub fn new(chosen: Option<RamDriver>) -> Drivers {
+        Drivers { module: Module::default(), loops: Loops, chosen }
     }
 
-    /// Runs `destroy` while no reader looks at the disk.
-    fn close_for<T>(&self, disk: DiskName, destroy: impl FnOnce() -> T) -> T {
-        struct Reopen<'a>(&'a Gate, DiskName);
-        impl Drop for Reopen<'_> {
-            fn drop(&mut self) {
-                self.0.closed().retain(|&disk| disk != self.1);
-            }
-        }
-        self.closed().push(disk);
-        let _reopen = Reopen(self, disk);
-        destroy()
+    /// All of them, the preferred one first.
+    pub fn all(&self) -> [&dyn Driver; 2] {
+        [&self.module, &self.loops]
+    }
+
+    /// The one that makes new disks.
+    pub fn for_new(&self, root: &Root) -> Result<&dyn Driver> {
+        let [module, loops] = self.all();
+        let allowed = match self.chosen {
+            None => vec![module, loops],
+            Some(RamDriver::Rapiddisk) => vec![module],
+            Some(RamDriver::Loop) => vec![loops],
+        };
+        let missing = || {
+            let names: Vec<_> = allowed.iter().map(|driver| driver.module()).collect();
+            let (is_or_neither, load) = match names.len() {
+                1 => (format!("the kernel module {} is not loaded", names[0]), names[0].to_owned()),
+                _ => (
+                    format!("neither of the kernel modules {} is loaded", names.join(" and ")),
+                    names.join(" (or: modprobe ") + ")",
+                ),
+            };
+            Error::Unavailable(format!("{is_or_neither}; load it with: modprobe {load}"))
+        };
+        allowed.iter().find(|driver| driver.is_loaded(root)).copied().ok_or_else(missing)
     }
 }
 
@@ -73,84 +113,51 @@ impl Storage {
         Ok(Volumes { disks: self.disks()?, caches: self.caches()? })
     }
 
-    fn disks(&self) -> Result<Vec<RamDisk>> {
-        require_module(&self.root)?;
-        let mut listed = self.listed()?;
+    pub(super) fn disks(&self) -> Result<Vec<RamDisk>> {
         let mut disks = Vec::new();
-        for name in numbers(&self.root)? {
-            let look = match listed.remove(&name) {
-                Some(row) => {
-                    let read_only = block::is_disk_read_only(&self.root, &name.to_string());
-                    Some(Look { size: row.size, used: row.used, read_only })
-                }
-                None => self.look_at(name),
-            };
-            // One that went away meanwhile is not there.
-            if let Some(Look { size, used, read_only }) = look {
-                // The module's count of pages may run wild: it does not look whether
-                // what is discarded was there.
-                disks.push(RamDisk { name, size, usage: used.min(size), locked: read_only });
-            }
+        for driver in self.drivers.all() {
+            disks.extend(driver.list(&self.root)?);
         }
+        if disks.is_empty() {
+            self.drivers.for_new(&self.root)?;
+        }
+        disks.sort_by_key(|disk| disk.name);
         Ok(disks)
-    }
-
-    /// What the module lists by itself. It does so under a lock that it holds
-    /// while it frees a disk, so while one is being destroyed nothing is listed
-    /// and each disk is looked at instead: a read does not wait for a change.
-    fn listed(&self) -> Result<HashMap<DiskName, rapiddisk::Row>> {
-        let closed = self.gate.closed();
-        if !closed.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let rows = rapiddisk::devices(&self.root)?;
-        Ok(rows.into_iter().map(|row| (DiskName(row.number), row)).collect())
-    }
-
-    /// Asks the device itself; `None` if it is gone. One that is being destroyed right
-    /// now counts as empty.
-    fn look_at(&self, name: DiskName) -> Option<Look> {
-        let closed = self.gate.closed();
-        if closed.contains(&name) {
-            let read_only = block::is_disk_read_only(&self.root, &name.to_string());
-            // One that is being removed loses its size before its name.
-            let size = self.size_of(name).filter(|&size| size > 0)?;
-            return Some(Look { size, used: 0, read_only });
-        }
-        rapiddisk::look_at(&self.root, name.0).ok()
     }
 
     /// Makes a RAM disk under the lowest free number.
     pub fn create_disk(&self, size: Size) -> Result<DiskName> {
-        require_module(&self.root)?;
+        let driver = self.drivers.for_new(&self.root)?;
         let _memory = self.hold(vec![Key::Memory])?;
-        let taken = numbers(&self.root)?;
+        let mut taken: Vec<_> = self.devices()?.into_iter().map(|(name, ..)| name).collect();
         self.check_memory(size.bytes(), 0)?;
-        let max = rapiddisk::max_disks(&self.root);
-        if taken.len() as u64 >= u64::from(max) {
-            return Err(Error::Conflict(format!(
-                "there are {} RAM disks and the rapiddisk module takes no more; remove one, or load it with a \
-                 larger rd_max_nr",
-                taken.len()
-            )));
+        let (most, why) = driver.most(&self.root);
+        let served = driver.devices(&self.root)?.len();
+        if served as u64 >= u64::from(most) {
+            return Err(Error::Conflict(format!("there are {served} RAM disks and {why}")));
         }
-        let free = (0..).map(DiskName).filter(|name| taken.binary_search(name).is_err());
+        for driver in self.drivers.all() {
+            taken.extend(driver.leftovers(&self.root)?);
+        }
         // A disk that is just being removed still has its number.
         let held = |name: DiskName| self.locks.try_hold(vec![device_key(name)]).map(|held| (name, held));
-        let (name, _held) = free.take_while(|name| name.0 < max).find_map(held).ok_or_else(|| {
+        let mut free = (0..most).map(DiskName).filter(|name| !taken.contains(name));
+        let (name, _held) = free.find_map(held).ok_or_else(|| {
             Error::Conflict("all numbers are taken by RAM disks that are being changed; try again".into())
         })?;
         Undo::run(|undo| {
-            rapiddisk::attach(&self.root, name.0, size.bytes())
-                .map_err(Error::kernel(format!("cannot make {name}")))?;
-            undo.push(format!("making {name}"), || {
-                self.gate
-                    .close_for(name, || rapiddisk::detach(&self.root, name.0))
-                    .map_err(Error::kernel(format!("cannot remove {name}")))
+            driver.attach(&self.root, name, size.bytes(), self.memory_limit())?;
+            undo.push(format!("making {name}"), move || {
+                let disk = self.existing(name)?;
+                let claim = block::open(&self.root, &disk.device, Access::Claim)?;
+                let failed = Error::kernel(format!("cannot remove {name}"));
+                disk.driver.detach(&self.root, &disk, claim).map_err(failed)
             });
-            let ready =
-                || self.size_of(name) == Some(size.bytes()) && open(&self.root, name, Access::Read).is_ok();
-            if wait_until(NODE_PATIENCE, ready) {
+            let is_ready = || {
+                let found = self.existing(name).ok().filter(|disk| disk.size == size.bytes());
+                found.is_some_and(|disk| block::open(&self.root, &disk.device, Access::Read).is_ok())
+            };
+            if wait_until(NODE_PATIENCE, is_ready) {
                 Ok(name)
             } else {
                 Err(Error::Unavailable(format!(
@@ -162,37 +169,39 @@ impl Storage {
 
     /// Gives a RAM disk a new size.
     pub fn resize_disk(&self, name: DiskName, size: Size) -> Result<()> {
-        require_module(&self.root)?;
         let _held = self.hold(vec![Key::Memory, device_key(name)])?;
-        let (dev, old) = self.existing(name)?;
-        let holders = block::holders(&self.root, dev)?;
+        let disk = self.existing(name)?;
+        let holders = block::holders(&self.root, disk.dev)?;
         let mut holders = holders.iter().map(|holder| usage::shown_name(&self.root, holder));
         if let Some(cache) = holders.find(|holder| CacheName::parse(holder).is_some()) {
             return Err(usage::in_use(name, &User::Holder(cache)));
         }
         let new = size.bytes();
-        self.check_memory(new, old)?;
-        let resize = || rapiddisk::resize(&self.root, name.0, new);
-        let failed = Error::kernel(format!("cannot resize {name}"));
-        if new > old {
-            resize().map_err(failed)?;
-        } else if new < old {
+        self.check_memory(new, disk.size)?;
+        if new > disk.size {
+            disk.driver.grow(&self.root, &disk, new, self.memory_limit())?;
+        } else if new < disk.size {
             // Above the new end is nothing, now and until it is done.
-            let claim = usage::claim_unused(&self.root, dev, &name.to_string(), Access::Claim)?;
+            let claim = self.claim_unused(&disk, Access::Claim)?;
             sync(&claim)?;
-            let highest = rapiddisk::highest_sector(&claim)?.saturating_mul(SECTOR);
+            let least = disk.driver.least_size(&self.root, &disk, &claim)?;
             let too_small = || {
                 Error::Conflict(format!(
-                    "{name} has data up to byte {highest}; it can shrink to more than that, or be flushed first"
+                    "{name} has data up to byte {least}; it can shrink to no less than that, or be flushed first"
                 ))
             };
-            if new <= highest {
+            if new < least {
                 return Err(too_small());
             }
-            // Somebody may have written in this moment: the module looks for itself.
-            resize().map_err(|error| if error.is(Errno::INVAL) { too_small() } else { failed(error) })?;
+            // Somebody may have written in this moment: the driver looks for itself.
+            disk.driver.shrink(&self.root, &disk, &claim, new).map_err(|error| {
+                match error.is(Errno::INVAL) {
+                    true => too_small(),
+                    false => Error::Kernel(format!("cannot resize {name}"), error),
+                }
+            })?;
         }
-        self.tell_initiators(name, dev)
+        self.tell_initiators(name, disk.dev)
     }
 
     /// A namespace learns of its device's new size only when it is told.
@@ -218,77 +227,102 @@ impl Storage {
 
     /// Frees the memory of a RAM disk: its contents are gone.
     pub fn flush_disk(&self, name: DiskName) -> Result<()> {
-        require_module(&self.root)?;
         let _held = self.hold(vec![device_key(name)])?;
-        let (dev, _) = self.existing(name)?;
-        if block::is_read_only(&self.root, dev) {
+        let disk = self.existing(name)?;
+        if block::is_read_only(&self.root, disk.dev) {
             return Err(Error::Conflict(format!("{name} is locked; unlock it first")));
         }
-        let claim = usage::claim_unused(&self.root, dev, &name.to_string(), Access::Claim)?;
+        let claim = self.claim_unused(&disk, Access::ClaimWrite)?;
         // What a program wrote and did not sync would come back by itself.
         sync(&claim)?;
-        self.gate
-            .close_for(name, || retry_busy(|| rapiddisk::free_pages(&claim)))
-            .map_err(|error| destruction_refused(name, error))
+        disk.driver.free(&disk, &claim).map_err(|error| destruction_refused(name, error))
     }
 
     /// Removes a RAM disk.
     pub fn remove_disk(&self, name: DiskName) -> Result<()> {
-        require_module(&self.root)?;
         let _held = self.hold(vec![device_key(name)])?;
-        let (dev, _) = self.existing(name)?;
-        // The claim is held until the disk is gone: no mount or mapping slips in.
-        let claim = usage::claim_unused(&self.root, dev, &name.to_string(), Access::Claim)?;
-        self.gate
-            .close_for(name, || {
-                // The module knows openers that do not show themselves anywhere, and
-                // heeds them when it frees pages, though not when it detaches.
-                retry_busy(|| rapiddisk::free_pages(&claim))?;
-                rapiddisk::detach(&self.root, name.0)
-            })
-            .map_err(|error| destruction_refused(name, error))?;
-        // The claim is held until the disk is gone: no mount or mapping slips in.
-        drop(claim);
-        wait_until(NODE_PATIENCE, || block::dev_of(&self.root, &name.to_string()).is_none());
+        let disk = self.existing(name)?;
+        let claim = self.claim_unused(&disk, Access::Claim)?;
+        disk.driver.detach(&self.root, &disk, claim).map_err(|error| destruction_refused(name, error))?;
+        wait_until(NODE_PATIENCE, || self.existing(name).is_err());
         Ok(())
     }
 
     /// Makes a RAM disk read-only (locked) or read-write.
     pub fn lock_disk(&self, name: DiskName, lock: bool) -> Result<()> {
-        require_module(&self.root)?;
         let _held = self.hold(vec![device_key(name)])?;
-        let (dev, _) = self.existing(name)?;
+        let disk = self.existing(name)?;
         if lock {
             let may_write = |user: &User| !matches!(user, User::Mount { read_only: true, .. });
-            let users = usage::settled_users(&self.root, dev)?;
+            let users = usage::settled_users(&self.root, disk.dev)?;
             if let Some(user) = users.iter().find(|user| may_write(user)) {
                 return Err(usage::in_use(name, user));
             }
             if users.is_empty() {
                 // A mount that cannot be seen from here shows in the claim alone.
-                usage::claim_unused(&self.root, dev, &name.to_string(), Access::Claim)?;
+                self.claim_unused(&disk, Access::Claim)?;
             }
         }
-        open(&self.root, name, Access::Read)
+        block::open(&self.root, &disk.device, Access::Read)
             .and_then(|disk| block::set_read_only(&disk, lock))
             .map_err(Error::kernel(format!("cannot change the lock of {name}")))
     }
 
-    /// The device number and the size in bytes of a disk that must exist.
-    pub(super) fn existing(&self, name: DiskName) -> Result<(Dev, u64)> {
-        block::dev_of(&self.root, &name.to_string())
-            .zip(self.size_of(name))
-            .ok_or_else(|| Error::NotFound(format!("there is no RAM disk {name}")))
+    /// A RAM disk that must exist.
+    pub(super) fn existing(&self, name: DiskName) -> Result<Device<'_>> {
+        let mut found = self.devices()?.into_iter().filter(|(found, ..)| *found == name);
+        let Some((_, device, driver)) = found.next() else {
+            // Where none can be, that is the reason.
+            self.drivers.for_new(&self.root)?;
+            return Err(no_disk(name));
+        };
+        if let Some((_, other, _)) = found.next() {
+            return Err(Error::Conflict(format!(
+                "there are two RAM disks {name}: {device} and {other}; remove one where it was made"
+            )));
+        }
+        let about = block::dev_of(&self.root, &device).zip(block::size_of_disk(&self.root, &device));
+        let (dev, size) = about.ok_or_else(|| no_disk(name))?;
+        Ok(Device { name, device, dev, size, driver })
     }
 
-    fn size_of(&self, name: DiskName) -> Option<u64> {
-        block::size_of_disk(&self.root, &name.to_string())
+    /// Every RAM disk: its name, the kernel's name of it, and what serves it.
+    fn devices(&self) -> Result<Vec<(DiskName, String, &dyn Driver)>> {
+        let mut all = Vec::new();
+        for driver in self.drivers.all() {
+            let devices = driver.devices(&self.root)?;
+            all.extend(devices.into_iter().map(|(name, device)| (name, device, driver)));
+        }
+        Ok(all)
+    }
+
+    /// Whether a loop device is a RAM disk, or is becoming one.
+    pub(super) fn is_ram_disk(&self, device: &str) -> bool {
+        let over = || block::loop_backing(&self.root, device).ok().flatten();
+        device.starts_with("loop") && over().is_some_and(|file| pool::name_in(&self.root, &file).is_some())
+    }
+
+    /// The RAM disk that the kernel knows by this name; `None` if it is none.
+    pub(super) fn disk_name_of(&self, device: &str) -> Option<DiskName> {
+        let over = || block::loop_backing(&self.root, device).ok().flatten();
+        DiskName::parse(device).or_else(|| loops::name_of(&self.root, &over()?))
+    }
+
+    fn claim_unused(&self, disk: &Device<'_>, access: Access) -> Result<File> {
+        usage::claim_unused(&self.root, disk.dev, disk.name, access)
+    }
+
+    /// Puts right what a daemon that was killed in the middle of a change left.
+    pub(super) fn recover_disks(&self) -> Vec<String> {
+        let recover = |driver: &dyn Driver| driver.recover(&self.root, self.memory_limit());
+        self.drivers.all().into_iter().flat_map(recover).collect()
     }
 
     /// Whether `wanted` bytes more, less `given_up`, stay within the limit.
     fn check_memory(&self, wanted: u64, given_up: u64) -> Result<()> {
         let limit = self.memory_limit();
-        let sizes = numbers(&self.root)?.into_iter().filter_map(|name| self.size_of(name));
+        let size = |(_, device, _): (_, String, _)| block::size_of_disk(&self.root, &device);
+        let sizes = self.devices()?.into_iter().filter_map(size);
         let others = sizes.fold(0, u64::saturating_add).saturating_sub(given_up);
         // Giving memory back is always allowed.
         if wanted <= given_up || others.saturating_add(wanted) <= limit {
@@ -309,24 +343,8 @@ pub(super) fn device_key(name: DiskName) -> Key {
     Key::Device(name.to_string())
 }
 
-pub(super) fn require_module(root: &Root) -> Result<()> {
-    if rapiddisk::is_loaded(root) {
-        return Ok(());
-    }
-    Err(Error::Unavailable(
-        "the kernel module rapiddisk is not loaded; load it with: modprobe rapiddisk".into(),
-    ))
-}
-
-/// The RAM disks there are, in order.
-fn numbers(root: &Root) -> Result<Vec<DiskName>> {
-    let mut names: Vec<_> = block::disks(root)?.iter().filter_map(|name| DiskName::parse(name)).collect();
-    names.sort_unstable();
-    Ok(names)
-}
-
-fn open(root: &Root, name: DiskName, access: Access) -> kernel::Result<File> {
-    block::open(root, &name.to_string(), access)
+fn no_disk(name: DiskName) -> Error {
+    Error::NotFound(format!("there is no RAM disk {name}"))
 }
 
 /// What is in the page cache goes to the disk.

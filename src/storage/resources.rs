@@ -43,7 +43,7 @@ impl Storage {
             return None;
         }
         let hardware = block::hardware(&self.root, &name);
-        if hardware.hidden {
+        if hardware.hidden || self.is_ram_disk(&name) {
             return None;
         }
         let size = block::size_of_disk(&self.root, &name)?;
@@ -118,7 +118,8 @@ mod tests {
         tree.put("sys/block/nvme0c0n1/hidden", "1\n");
         tree.put("sys/block/sr0/removable", "1\n");
         tree.put("sys/block/loop1/loop/backing_file", "/image\n");
-        let storage = Storage::new(Root::new(&tree.0), MemoryLimit::Percent(100), CacheDriver::Auto);
+        let limit = MemoryLimit::Percent(100);
+        let storage = Storage::new(Root::new(&tree.0), limit, None, CacheDriver::Auto);
         let resources = storage.resources().unwrap();
         let names: Vec<_> = resources.disks.iter().map(|disk| disk.name.as_str()).collect();
         assert_eq!(names, ["loop1", "md0", "nvme0n1", "pmem0", "sda", "sdaa", "sdb", "sr1", "vda"]);

@@ -146,7 +146,7 @@ impl Storage {
     /// The device number of a volume that must exist.
     fn volume_dev(&self, volume: &Volume) -> Result<Dev> {
         match volume {
-            Volume::Disk(name) => Ok(self.existing(*name)?.0),
+            Volume::Disk(name) => Ok(self.existing(*name)?.dev),
             Volume::Cache(name) => self.cache_dev(name),
         }
     }

@@ -92,10 +92,15 @@ pub fn users(root: &Root, dev: Dev) -> Result<Vec<User>> {
 
 /// Claims a device exclusively and makes sure that nobody uses it. While the file
 /// is held nobody can mount it, swap on it or stack a device on it.
-pub fn claim_unused(root: &Root, dev: Dev, name: &str, access: block::Access) -> Result<File> {
+pub fn claim_unused(
+    root: &Root,
+    dev: Dev,
+    name: impl fmt::Display + Copy,
+    access: block::Access,
+) -> Result<File> {
     let mut outcome = Err(in_use(name, &User::Claim));
     wait_until(PROBING, || {
-        let claimed = block::open(root, name, access);
+        let claimed = open(root, dev, access);
         let users = users(root, dev);
         let is_probed = users.as_ref().is_ok_and(|users| users.iter().any(is_probe));
         outcome = unused(name, claimed, users);
@@ -104,7 +109,7 @@ pub fn claim_unused(root: &Root, dev: Dev, name: &str, access: block::Access) ->
     outcome
 }
 
-fn unused(name: &str, claimed: kernel::Result<File>, users: Result<Vec<User>>) -> Result<File> {
+fn unused(name: impl fmt::Display, claimed: kernel::Result<File>, users: Result<Vec<User>>) -> Result<File> {
     if let Some(user) = users?.first() {
         return Err(in_use(name, user));
     }
@@ -121,8 +126,11 @@ fn claim_refused(name: impl fmt::Display, error: kernel::Error) -> Error {
 /// Claims a device that `name` stands for whatever users of other kinds it has: a
 /// mount that cannot be seen from here shows in the claim alone.
 pub fn claim(root: &Root, dev: Dev, name: impl fmt::Display) -> Result<File> {
-    let kernel_name = block::name_of(root, dev).unwrap_or_default();
-    block::open(root, &kernel_name, block::Access::Claim).map_err(|error| claim_refused(name, error))
+    open(root, dev, block::Access::Claim).map_err(|error| claim_refused(name, error))
+}
+
+fn open(root: &Root, dev: Dev, access: block::Access) -> kernel::Result<File> {
+    block::open(root, &block::name_of(root, dev).unwrap_or_default(), access)
 }
 
 /// The users, once udev's rules had their look at a device that has just changed.

@@ -1,5 +1,6 @@
 //! What clients may take, and what becomes of those that take more.
 
+use crate::access::until;
 use crate::daemon::*;
 use rapiddiskd::http::Limits;
 use std::io::Read;
@@ -34,23 +35,24 @@ fn changes_are_bounded_and_reads_go_on() {
 
 #[test]
 fn with_every_worker_held_requests_are_refused_in_time_and_instant_ones_answered() {
-    let limits = Limits { workers: 2, queue: 1, queue_time: Duration::from_millis(300), ..Limits::default() };
+    let time = Duration::from_secs(2);
+    let limits = Limits { workers: 2, queue: 1, queue_time: time, ..Limits::default() };
     let daemon = start(limits);
     let mut held: Vec<_> = (0..2).map(|_| daemon.connect()).collect();
     for client in &mut held {
         client.send("GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n");
         // Until a worker has it, it takes the one place in the queue.
-        thread::sleep(Duration::from_millis(100));
+        thread::sleep(time / 5);
     }
     let begin = Instant::now();
     let mut queued = daemon.connect();
     queued.send("GET /queued HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    thread::sleep(Duration::from_millis(50));
+    thread::sleep(time / 10);
     assert_eq!(daemon.get("/too-many").status, 503);
     assert_eq!(daemon.get("/instant").status, 200);
-    assert!(begin.elapsed() < Duration::from_millis(300));
+    assert!(begin.elapsed() < time);
     assert_eq!(queued.reply().status, 503);
-    assert!(begin.elapsed() >= Duration::from_millis(300));
+    assert!(begin.elapsed() >= time);
     for client in &mut held {
         daemon.gate.send(()).unwrap();
         assert_eq!(client.reply().status, 200);
@@ -109,12 +111,10 @@ fn too_many_unsent_answers_make_for_refusals_until_they_are_gone() {
     let daemon = start(Limits { unsent_bytes: 1 << 20, ..Limits::default() });
     let mut lazy = daemon.connect();
     lazy.send("GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    thread::sleep(Duration::from_millis(300));
-    assert_eq!(daemon.get("/a").status, 503);
+    until(|| daemon.get("/a").status == 503);
     assert_eq!(daemon.get("/instant").status, 200);
     drop(lazy);
-    thread::sleep(Duration::from_millis(300));
-    assert_eq!(daemon.get("/a").status, 200);
+    until(|| daemon.get("/a").status == 200);
 }
 
 #[test]
@@ -149,8 +149,9 @@ fn one_address_has_no_more_than_its_share() {
     other.send("GET /peer HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert!(other.reply().body.starts_with("[::1]:"));
     for client in &mut clients[1..] {
-        client.send("GET /peer HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        assert!(client.reply().body.starts_with("127.0.0.1:"));
+        // Of two connections one may have a request at a worker, and that may not have come back yet.
+        client.send("GET /instant HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        assert_eq!(client.reply().status, 200);
     }
 }
 
@@ -164,9 +165,6 @@ fn clients_that_vanish_leave_nothing_behind() {
             // Unread data or a pending answer: the kernel sends a reset.
             rustix::net::sockopt::set_socket_linger(&client.stream, Some(Duration::ZERO)).unwrap();
         }
-        thread::sleep(Duration::from_millis(700));
-        for _ in 0..10 {
-            assert_eq!(daemon.get("/a").status, 200);
-        }
+        until(|| (0..10).all(|_| daemon.get("/a").status == 200));
     }
 }

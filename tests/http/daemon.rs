@@ -55,6 +55,8 @@ impl Service for Stub {
 /// What is written to the descriptor that wakes the server.
 const STOP: u64 = 1;
 const RELOAD: u64 = 2;
+/// An order at which the program's part of the I/O thread panics.
+pub const NONSENSE: u64 = 3;
 
 pub const LOOPBACK: Listen = Listen::Tcp(SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)));
 
@@ -84,7 +86,11 @@ pub fn start_with(listen: &[Listen], limits: Limits, access: Access) -> Daemon {
         let mut take = || {
             let mut order = [0; 8];
             rustix::io::read(&wake, &mut order).unwrap();
-            if u64::from_ne_bytes(order) == RELOAD { Wake::Reload } else { Wake::Stop }
+            match u64::from_ne_bytes(order) {
+                RELOAD => Wake::Reload,
+                STOP => Wake::Stop,
+                order => panic!("no such order: {order}"),
+            }
         };
         server.run(service, wake.as_fd(), &mut take)
     });
@@ -106,7 +112,10 @@ impl Daemon {
     }
 
     pub fn tell(&self, order: Wake) {
-        let order = if order == Wake::Reload { RELOAD } else { STOP };
+        self.order(if order == Wake::Reload { RELOAD } else { STOP });
+    }
+
+    pub fn order(&self, order: u64) {
         rustix::io::write(&self.orders, &order.to_ne_bytes()).unwrap();
     }
 }

@@ -28,6 +28,19 @@ fn stopping_lets_what_runs_finish_and_takes_nothing_new() {
 }
 
 #[test]
+fn stopping_lets_an_answer_out_that_is_half_taken() {
+    let mut daemon = start(Limits::default());
+    let mut slow = daemon.connect();
+    slow.send("GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    slow.stream.peek(&mut [0]).unwrap();
+    daemon.tell(Wake::Stop);
+    assert_eq!(slow.reply().body.len(), 8 << 20);
+    slow.ends();
+    drop(slow);
+    daemon.thread.take().unwrap().join().unwrap().unwrap();
+}
+
+#[test]
 fn stopping_does_not_wait_for_ever() {
     let mut daemon = start(Limits { grace: Duration::from_millis(500), ..Limits::default() });
     let mut busy = daemon.connect();
@@ -37,6 +50,20 @@ fn stopping_does_not_wait_for_ever() {
     daemon.tell(Wake::Stop);
     daemon.thread.take().unwrap().join().unwrap().unwrap();
     assert!(begin.elapsed() < Duration::from_secs(1));
+    busy.ends();
+    daemon.gate.send(()).unwrap();
+}
+
+/// There is nobody to serve without this thread: its end must be that of the process.
+#[test]
+fn a_panic_of_the_io_thread_is_not_swallowed() {
+    let mut daemon = start(Limits::default());
+    let mut busy = daemon.connect();
+    busy.send("GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    thread::sleep(Duration::from_millis(200));
+    daemon.order(NONSENSE);
+    daemon.thread.take().unwrap().join().unwrap_err();
+    busy.ends();
     daemon.gate.send(()).unwrap();
 }
 

@@ -4,6 +4,7 @@ mod access;
 mod audit;
 mod bounds;
 mod daemon;
+mod failure;
 mod life;
 mod program;
 mod requests;

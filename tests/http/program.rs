@@ -18,16 +18,23 @@ const END: Duration = Duration::from_secs(5);
 const CHANGE: &str = "POST /v1/removeRapidDisk/rd9999";
 const READ: &str = "GET /v1/checkServiceStatus";
 
-struct Program {
-    process: Child,
-    port: u16,
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_rapiddiskd");
+
+pub struct Program {
+    pub process: Child,
+    pub port: u16,
 }
 
 impl Program {
     /// Started with these arguments, and answering.
-    fn start(ip: Ipv4Addr, args: &[&str], stderr: Stdio) -> Program {
+    pub fn start(ip: Ipv4Addr, args: &[&str], stderr: Stdio) -> Program {
+        Program::start_by(Command::new(PROGRAM), ip, args, stderr)
+    }
+
+    /// The same by a command that needs its arguments.
+    pub fn start_by(mut command: Command, ip: Ipv4Addr, args: &[&str], stderr: Stdio) -> Program {
         let port = TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap().port();
-        let process = Command::new(env!("CARGO_BIN_EXE_rapiddiskd"))
+        let process = command
             .args(["-l", &ip.to_string(), "-p", &port.to_string()])
             .args(args)
             .stderr(stderr)
@@ -35,6 +42,8 @@ impl Program {
             .unwrap();
         let program = Program { process, port };
         until(|| TcpStream::connect((ip, port)).is_ok());
+        // The port is open before the threads are there.
+        ask_at((ip, port).into(), READ, &format!("Host: {ip}\r\n"));
         program
     }
 
@@ -55,9 +64,13 @@ impl Program {
         kill_process(Pid::from_child(&self.process), signal).unwrap();
     }
 
-    /// Its exit status, which must not be long in coming.
-    fn end(&mut self, signal: Signal) -> ExitStatus {
+    pub fn end(&mut self, signal: Signal) -> ExitStatus {
         self.signal(signal);
+        self.exit_status()
+    }
+
+    /// Its exit status, which must not be long in coming.
+    pub fn exit_status(&mut self) -> ExitStatus {
         let begin = Instant::now();
         loop {
             if let Some(status) = self.process.try_wait().unwrap() {
@@ -128,7 +141,7 @@ fn a_log_that_nobody_reads_does_no_harm() {
     assert!(text.contains("listening on 127.0.0.1:"), "{text}");
 }
 
-fn rest(mut reader: PipeReader) -> String {
+pub fn rest(mut reader: PipeReader) -> String {
     let mut text = Vec::new();
     reader.read_to_end(&mut text).unwrap();
     String::from_utf8(text).unwrap()
@@ -162,7 +175,7 @@ fn a_reader_that_is_late_gets_the_lines_and_how_many_are_missing() {
 fn a_start_that_fails_says_so_in_one_line_and_cannot_be_held() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rapiddiskd"));
+    let mut command = Command::new(PROGRAM);
     command.args(["-l", "127.0.0.1", "-p", &port]);
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -177,15 +190,16 @@ fn a_start_that_fails_says_so_in_one_line_and_cannot_be_held() {
     assert!(begin.elapsed() < END);
 }
 
-fn fill(writer: &mut std::io::PipeWriter) {
+pub fn fill(writer: &mut std::io::PipeWriter) {
     // What a new pipe holds.
     writer.write_all(&[b'x'; 64 << 10]).unwrap();
 }
 
 #[test]
-fn sigterm_and_sigint_end_it_well() {
+fn sigterm_and_sigint_end_it_well_and_sigpipe_does_not() {
     for signal in [Signal::TERM, Signal::INT] {
         let mut program = Program::here(&[]);
+        program.signal(Signal::PIPE);
         let idle = TcpStream::connect((Ipv4Addr::LOCALHOST, program.port)).unwrap();
         assert_eq!(program.status(READ, ""), 200);
         assert_eq!(program.end(signal).code(), Some(0), "{signal:?}");
@@ -196,20 +210,32 @@ fn sigterm_and_sigint_end_it_well() {
 }
 
 #[test]
-fn sighup_reads_the_tokens_again_without_the_rights_of_the_start() {
+fn tokens_are_read_again_at_sighup_and_their_holders_named_in_the_log() {
     assert!(geteuid().is_root(), "token files belong to root: this test has to run as root");
     let scratch = Scratch::new("sighup");
     let path = scratch.0.join("tokens");
     write_tokens(&path, "admin ops 0123456789abcdef\n");
-    let program = Program::here(&["--token-file", path.to_str().unwrap()]);
+    let (reader, writer) = pipe().unwrap();
+    let args = ["--token-file", path.to_str().unwrap()];
+    let mut program = Program::start(Ipv4Addr::LOCALHOST, &args, writer.into());
     let old = "Authorization: Bearer 0123456789abcdef\r\n";
     let new = "Authorization: Bearer fedcba9876543210\r\n";
     assert_eq!((program.status(READ, old), program.status(READ, new)), (200, 401));
+    assert_ne!(program.status(CHANGE, old), 403);
+    assert_eq!(program.status("POST /v1/\x1b[2J%1b%0a", old), 400);
+    assert_eq!(program.status("POST /v1/%1b%0a", old), 404);
     write_tokens(&path, "viewer eye fedcba9876543210\n");
     program.signal(Signal::HUP);
     until(|| program.status(READ, old) == 401);
     assert_eq!(program.status(READ, new), 200);
     assert_eq!(program.status(CHANGE, new), 403);
+    assert_eq!(program.end(Signal::TERM).code(), Some(0));
+    let text = rest(reader);
+    for caller in ["ops", "eye"] {
+        assert!(text.contains(&format!(" caller={caller} action=\"{CHANGE}\" status=")), "{text}");
+    }
+    assert!(text.lines().all(|line| !line.contains(char::is_control)), "{text:?}");
+    assert!(!text.contains("0123456789abcdef") && !text.contains("fedcba9876543210"), "{text}");
 }
 
 #[test]
@@ -221,6 +247,8 @@ fn it_listens_on_a_unix_socket_and_removes_it() {
     let mut client = Client::new(UnixStream::connect(&path).unwrap());
     client.send(&format!("{READ} HTTP/1.1\r\nHost: any.example\r\n\r\n"));
     assert_eq!(client.reply().status, 200);
+    client.send(&format!("{CHANGE} HTTP/1.1\r\nHost: any.example\r\n\r\n"));
+    assert_ne!(client.reply().status, 403);
     assert_eq!(program.end(Signal::TERM).code(), Some(0));
     assert!(!path.exists());
 }

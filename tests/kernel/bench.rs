@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::support::data::noise;
 use crate::support::kernel::{Process, eventually, put};
-use crate::support::{Client, MIB, clean, guest_after};
+use crate::support::{Client, MIB, clean, guest_after, guest_with, sh, write};
 
 const DISKS: u32 = 1000;
 const ROUNDS: usize = 15;
@@ -54,4 +55,46 @@ fn listing_a_thousand_disks() {
         "listRapidDiskVolumes with {DISKS} RAM disks: ours {ours:.1} ms, reference {theirs:.1} ms, ratio {:.2}",
         ours / theirs
     );
+}
+
+/// What fio does in a second on a file or a device.
+fn operations(path: &str, write: bool, depth: u32) -> f64 {
+    // A tmpfs of this kernel has no direct I/O; it is the page cache itself.
+    let direct = u32::from(path.starts_with("/dev/"));
+    let kind = if write { "write" } else { "read" };
+    let out = sh(&format!(
+        "fio --name=a --filename={path} --rw=rand{kind} --bs=4k --size=64M --iodepth={depth} --ioengine=libaio \
+         --direct={direct} --norandommap --time_based --runtime=2 --output-format=json"
+    ));
+    let report: Value = serde_json::from_str(&out[out.find('{').expect("a report")..]).expect("JSON");
+    report["jobs"][0][kind]["iops"].as_f64().expect("a number")
+}
+
+#[test]
+fn both_kinds_of_disks_beside_a_file_on_a_tmpfs() {
+    let guest = guest_with(&["--ram-driver", "loop"]);
+    sh("modprobe loop; truncate -s 64M /tmp/test/file");
+    assert_eq!(guest.disk(64), "rd0");
+    put("/sys/kernel/rapiddisk/mgmt", &format!("rapiddisk attach 1 {}", 64 * MIB));
+    let places = [("rapiddisk", "/dev/rd1"), ("loop", "/dev/rd0"), ("tmpfs file", "/tmp/test/file")];
+    for (name, path) in places {
+        match name {
+            "tmpfs file" => std::fs::write(path, noise(1, 64 << 20)).expect("a file"),
+            _ => write(path, 0, &noise(1, 64 << 20)),
+        }
+    }
+    println!("4 KiB random, operations/s   rapiddisk       loop tmpfs file  loop:rapiddisk  loop:tmpfs");
+    for (is_write, depth) in [(false, 1), (false, 16), (true, 1), (true, 16)] {
+        let [module, own, file] = places.map(|(_, path)| {
+            let mut rounds: Vec<_> = (0..3).map(|_| operations(path, is_write, depth)).collect();
+            rounds.sort_by(f64::total_cmp);
+            rounds[1]
+        });
+        println!(
+            "{:>5}, queue depth {depth:>2}        {module:>10.0} {own:>10.0} {file:>10.0} {:>14.2}x {:>10.2}x",
+            if is_write { "write" } else { "read" },
+            own / module,
+            own / file
+        );
+    }
 }

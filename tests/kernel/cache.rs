@@ -7,7 +7,7 @@ use std::path::Path;
 use rapiddiskd::kernel::dm::{Name, Report};
 
 use crate::support::data::{assert_same_data, fingerprint, noise, read, write};
-use crate::support::kernel::{dm, has_udev, mappings, names, put, settle, size, target};
+use crate::support::kernel::{dm, has_udev, holders, mappings, put, settle, size, target};
 use crate::support::{MIB, PAGE, guest, sh, sys};
 
 /// Policy, prefix of the name, target, and how its table starts or goes on.
@@ -37,14 +37,14 @@ fn a_cache_is_there_in_full_when_the_answer_comes_and_gone_in_full_after_removal
         let info = dm().expect("device-mapper").info(&Name::new(&cache).expect("a name")).expect("info");
         assert!(info.active && !info.suspended, "{info:?}");
         for device in ["rd0", "sda"] {
-            assert_eq!(names(&format!("/sys/block/{device}/holders")), ["dm-0"]);
+            assert_eq!(holders(device), ["dm-0"]);
         }
         assert_eq!(size("dm-0"), size("sda"));
         settle();
         guest.change(&format!("removeRapidDiskCache/{cache}"));
         assert!(fs::symlink_metadata(&node).is_err(), "{node} is left");
         assert_eq!(mappings(), [""; 0]);
-        assert_eq!(names("/sys/block/rd0/holders"), [""; 0]);
+        assert_eq!(holders("rd0"), [""; 0]);
         assert_eq!(guest.caches().len(), 0);
         guest.post(&format!("removeRapidDiskCache/{cache}")).failure(404, &[&cache]);
     }
@@ -193,7 +193,7 @@ fn a_creation_that_fails_in_its_last_step_is_undone() {
         let words = [&format!("{prefix}sda"), "Read-only"];
         guest.post(&format!("createRapidDiskCache/rd0/sda/{policy}")).failure(500, &words);
         assert_eq!(mappings(), [""; 0]);
-        assert_eq!(names("/sys/block/rd0/holders"), [""; 0]);
+        assert_eq!(holders("rd0"), [""; 0]);
     }
     assert_eq!(fingerprint("/dev/sda"), source);
     // The disk has been a cache for a moment, but it does not look as if it held

@@ -381,7 +381,7 @@ fn what_others_built_is_respected() {
 #[test]
 fn without_the_kernels_part_each_change_says_what_to_load() {
     let guest = crate::support::guest_after(&[], || {
-        sh(&format!("modprobe -a {}", clean::MODULES));
+        sh(&format!("modprobe -a {}", clean::modules()));
     });
     guest.disk(8);
     let changes = [

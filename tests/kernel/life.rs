@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::support::data::{PAGE, Random, assert_same_data, noise, read, write};
-use crate::support::kernel::{eventually, is_suspended, mappings, names, ram_disks, settle, size};
+use crate::support::kernel::{
+    attribute, eventually, holders, is_suspended, mappings, names, ram_disks, settle, size,
+};
 use crate::support::{Client, Guest, MIB, guest, meanwhile, sh, sys};
 
 /// The lists say what the kernel has, and the kernel has nothing half-made.
@@ -18,7 +20,7 @@ fn assert_truth(client: &Client) {
     settle();
     let volumes = client.read("listRapidDiskVolumes");
     let disk = |name: String| {
-        let locked = sys(&format!("/sys/block/{name}/ro")).as_deref() == Some("1");
+        let locked = attribute(&name, "ro").as_deref() == Some("1");
         (json!(name), json!(size(&name)), json!(if locked { "locked" } else { "unlocked" }))
     };
     let wanted: Vec<_> = ram_disks().into_iter().map(disk).collect();
@@ -43,7 +45,7 @@ fn assert_truth(client: &Client) {
             leads_to.file_name().expect("dm-N").to_string_lossy()
         ));
         assert_eq!(of.expect("its name").trim(), name);
-        let holders = names(&format!("/sys/block/{}/holders", cache["cache"].as_str().expect("a disk")));
+        let holders = holders(cache["cache"].as_str().expect("a disk"));
         assert_eq!(holders.len(), 1, "{cache}");
         assert!(client.stats(name).is_object());
     }
@@ -277,7 +279,7 @@ fn the_limit_holds_for_eight_clients_at_once() {
 }
 
 /// Runs a request that must be answered soon, whatever else hangs.
-fn promptly<T>(what: &str, ask: impl FnOnce() -> T) -> T {
+pub fn promptly<T>(what: &str, ask: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let reply = ask();
     assert!(start.elapsed() < Duration::from_secs(2), "{what} took {:?}", start.elapsed());

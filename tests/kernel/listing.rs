@@ -6,7 +6,7 @@ use rapiddiskd::kernel::dm::Report;
 use serde_json::{Value, json};
 
 use crate::support::data::noise;
-use crate::support::kernel::{put, size, target};
+use crate::support::kernel::{is_stock, put, size, target};
 use crate::support::{Guest, MIB, PAGE, guest, sh, sys, write};
 
 fn devices(list: &[Value]) -> Vec<String> {
@@ -21,7 +21,11 @@ fn resources(guest: &Guest) -> Vec<Value> {
 fn the_service_tells_its_status_and_version() {
     let guest = guest();
     let status = guest.read("checkServiceStatus");
-    assert_eq!(status, json!({"status": "OK", "version": env!("CARGO_PKG_VERSION")}));
+    assert_eq!((&status["status"], &status["version"]), (&json!("OK"), &json!(env!("CARGO_PKG_VERSION"))));
+    let driver = if is_stock() { "loop" } else { "rapiddisk" };
+    assert_eq!(status["ram_driver"], driver);
+    assert!(status["ram_drivers"].as_array().expect("drivers").contains(&json!(driver)), "{status}");
+    assert_eq!(status.get("warning"), None, "{status}");
 }
 
 #[test]
@@ -29,42 +33,6 @@ fn an_empty_machine_has_empty_lists() {
     let guest = guest();
     let volumes = guest.read("listRapidDiskVolumes");
     assert_eq!(volumes, json!({"volumes": [{"rapiddisk": []}, {"rapiddisk_cache": []}]}));
-}
-
-#[test]
-fn disks_are_listed_by_number() {
-    let guest = guest();
-    for number in [10, 2, 0, 100, 9, 11, 1] {
-        put("/sys/kernel/rapiddisk/mgmt", &format!("rapiddisk attach {number} {MIB}"));
-    }
-    assert_eq!(devices(&guest.disks()), ["rd0", "rd1", "rd2", "rd9", "rd10", "rd11", "rd100"]);
-}
-
-#[test]
-fn more_disks_than_the_module_can_list_are_all_listed() {
-    let guest = guest();
-    let count = 300u64;
-    let mib = |number: u64| 1 + number % 3;
-    for number in 0..count {
-        put("/sys/kernel/rapiddisk/mgmt", &format!("rapiddisk attach {number} {}", mib(number) * MIB));
-    }
-    let written: Vec<u64> = vec![0, 1, 77, 140, 180, 201, 240, 260, 299];
-    for &number in &written {
-        let pages = 1 + (number % 5) as usize;
-        write(&format!("/dev/rd{number}"), 0, &noise(number, pages * PAGE));
-    }
-    // The reason for this test: the module's own list ends before.
-    let own = fs::read_to_string("/sys/kernel/rapiddisk/devices").expect("the module's list");
-    assert!(own.len() <= PAGE && !own.contains("rd299"), "the module lists them all: {}", own.len());
-    let disks = guest.disks();
-    assert_eq!(disks.len() as u64, count);
-    for (number, disk) in (0..count).zip(disks) {
-        let pages = if written.contains(&number) { 1 + number % 5 } else { 0 };
-        let wanted = json!({
-            "device": format!("rd{number}"), "size": mib(number) * MIB, "usage": pages * PAGE as u64, "status": "unlocked"
-        });
-        assert_eq!(disk, wanted);
-    }
 }
 
 #[test]
@@ -251,4 +219,46 @@ fn a_cache_made_by_another_program_is_a_cache_like_any_other() {
     crate::support::kernel::settle();
     guest.change("removeRapidDiskCache/rc-wa_sda");
     assert_eq!(crate::support::kernel::mappings(), [""; 0]);
+}
+
+/// What only RapidDisk's module has.
+mod rapiddisk {
+    use super::*;
+
+    #[test]
+    fn disks_are_listed_by_number() {
+        let guest = guest();
+        for number in [10, 2, 0, 100, 9, 11, 1] {
+            put("/sys/kernel/rapiddisk/mgmt", &format!("rapiddisk attach {number} {MIB}"));
+        }
+        assert_eq!(devices(&guest.disks()), ["rd0", "rd1", "rd2", "rd9", "rd10", "rd11", "rd100"]);
+    }
+
+    #[test]
+    fn more_disks_than_the_module_can_list_are_all_listed() {
+        let guest = guest();
+        let count = 300u64;
+        let mib = |number: u64| 1 + number % 3;
+        for number in 0..count {
+            put("/sys/kernel/rapiddisk/mgmt", &format!("rapiddisk attach {number} {}", mib(number) * MIB));
+        }
+        let written: Vec<u64> = vec![0, 1, 77, 140, 180, 201, 240, 260, 299];
+        for &number in &written {
+            let pages = 1 + (number % 5) as usize;
+            write(&format!("/dev/rd{number}"), 0, &noise(number, pages * PAGE));
+        }
+        // The reason for this test: the module's own list ends before.
+        let own = fs::read_to_string("/sys/kernel/rapiddisk/devices").expect("the module's list");
+        assert!(own.len() <= PAGE && !own.contains("rd299"), "the module lists them all: {}", own.len());
+        let disks = guest.disks();
+        assert_eq!(disks.len() as u64, count);
+        for (number, disk) in (0..count).zip(disks) {
+            let pages = if written.contains(&number) { 1 + number % 5 } else { 0 };
+            let wanted = json!({
+                "device": format!("rd{number}"), "size": mib(number) * MIB, "usage": pages * PAGE as u64, "status": "unlocked",
+                "driver": "rapiddisk"
+            });
+            assert_eq!(disk, wanted);
+        }
+    }
 }

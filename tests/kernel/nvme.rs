@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::support::kernel::{eventually, names, size, works};
+use crate::support::kernel::{attribute, eventually, names, size, works};
 use crate::support::{Guest, MIB, guest, sh, sys};
 
 const TREE: &str = "/sys/kernel/config/nvmet";
@@ -133,7 +133,7 @@ fn a_namespace_that_is_not_enabled_does_not_hinder_a_resize() {
 fn a_disk_is_known_by_whatever_path_it_is_exported() {
     let guest = guest_with_targets();
     guest.disk(16);
-    let dev = sys("/sys/block/rd0/dev").expect("a number").replace(':', " ");
+    let dev = attribute("rd0", "dev").expect("a number").replace(':', " ");
     sh(&format!("ln -s /dev/rd0 /tmp/test/link; mknod /tmp/test/node b {dev}"));
     for path in ["/tmp/test/link", "/tmp/test/node"] {
         configure(&format!(

@@ -4,10 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use crate::support::data::{assert_zero, fingerprint, try_write};
-use crate::support::kernel::{put, ram_disks, size, used, works};
+use crate::support::kernel::{attribute, put, ram_disks, size, used, works};
 use crate::support::{
     Guest, MIB, PAGE, assert_same_data, clean, eventually, guest, guest_after, guest_with, noise, read, sh,
-    sys, write,
+    write,
 };
 
 #[test]
@@ -176,7 +176,7 @@ fn a_locked_disk_cannot_be_written_until_it_is_unlocked() {
     write("/dev/rd0", 0, &noise(1, PAGE));
     for _ in 0..2 {
         guest.change("lockRapidDisk/rd0");
-        assert_eq!(sys("/sys/block/rd0/ro").as_deref(), Some("1"));
+        assert_eq!(attribute("rd0", "ro").as_deref(), Some("1"));
         assert_eq!(guest.listed("rd0")["status"], "locked");
         assert!(try_write("/dev/rd0", 0, &noise(2, PAGE)).is_err());
     }
@@ -187,7 +187,7 @@ fn a_locked_disk_cannot_be_written_until_it_is_unlocked() {
     }
     for _ in 0..2 {
         guest.change("unlockRapidDisk/rd0");
-        assert_eq!(sys("/sys/block/rd0/ro").as_deref(), Some("0"));
+        assert_eq!(attribute("rd0", "ro").as_deref(), Some("0"));
         assert_eq!(guest.listed("rd0")["status"], "unlocked");
         write("/dev/rd0", 0, &noise(2, PAGE));
     }
@@ -217,7 +217,7 @@ fn what_is_mounted_read_only_may_be_locked_and_what_is_writable_may_not() {
     guest.refuses("lockRapidDisk/rd0", 409, &["rd0", "/mnt"]);
     sh("umount /tmp/test/view && umount /mnt && mount -t ext4 -o ro /dev/rd0 /mnt");
     guest.change("lockRapidDisk/rd0");
-    assert_eq!(sys("/sys/block/rd0/ro").as_deref(), Some("1"));
+    assert_eq!(attribute("rd0", "ro").as_deref(), Some("1"));
     assert!(!works("mount -o remount,rw /mnt"), "a locked disk was mounted for writing");
     guest.change("unlockRapidDisk/rd0");
 }
@@ -235,17 +235,6 @@ fn the_sizes_of_all_disks_stay_below_the_limit() {
     guest.change("resizeRapidDisk/rd0/60");
     guest.change("removeRapidDisk/rd0");
     guest.disk(60);
-}
-
-#[test]
-fn disks_that_are_over_the_limit_already_may_still_shrink() {
-    let guest = guest_with(&["--memory-limit", "16"]);
-    // Not made by the daemon, yet counted.
-    put("/sys/kernel/rapiddisk/mgmt", "rapiddisk attach 5 33554432");
-    guest.refuses("createRapidDisk/1", 507, &["32 MiB"]);
-    guest.refuses("resizeRapidDisk/rd5/33", 507, &[]);
-    guest.change("resizeRapidDisk/rd5/20");
-    assert_eq!(size("rd5"), Some(20 * MIB));
 }
 
 #[test]
@@ -279,43 +268,59 @@ fn half_of_the_memory_is_a_limit_too() {
     guest.disk(total / 2 / MIB);
 }
 
-/// The module takes so many disks only.
-fn with_three_disks_at_most() -> Guest {
-    guest_after(&[], || {
-        sh("modprobe rapiddisk rd_max_nr=3");
-        sh(&format!("modprobe -a {}", clean::MODULES));
-    })
-}
+/// What only RapidDisk's module has.
+mod rapiddisk {
+    use super::*;
 
-#[test]
-fn a_disk_more_than_the_module_takes_is_refused() {
-    let guest = with_three_disks_at_most();
-    for name in ["rd0", "rd1", "rd2"] {
-        assert_eq!(guest.disk(1), name);
+    #[test]
+    fn disks_that_are_over_the_limit_already_may_still_shrink() {
+        let guest = guest_with(&["--memory-limit", "16"]);
+        // Not made by the daemon, yet counted.
+        put("/sys/kernel/rapiddisk/mgmt", "rapiddisk attach 5 33554432");
+        guest.refuses("createRapidDisk/1", 507, &["32 MiB"]);
+        guest.refuses("resizeRapidDisk/rd5/33", 507, &[]);
+        guest.change("resizeRapidDisk/rd5/20");
+        assert_eq!(size("rd5"), Some(20 * MIB));
     }
-    guest.refuses("createRapidDisk/1", 409, &["rd_max_nr"]);
-    guest.change("removeRapidDisk/rd1");
-    assert_eq!(guest.disk(1), "rd1");
-    drop(guest);
-    let _alone = crate::support::begin();
-    clean::unload();
-}
 
-#[test]
-fn disks_that_the_module_made_itself_are_disks_like_any_other() {
-    let guest = guest_after(&[], || {
-        // Not MiB, whatever its description says: 2 KiB each.
-        sh("modprobe rapiddisk rd_nr=2 rd_size=4096");
-        sh(&format!("modprobe -a {}", clean::MODULES));
-    });
-    let sizes: Vec<_> =
-        guest.disks().iter().map(|disk| (disk["device"].clone(), disk["size"].clone())).collect();
-    assert_eq!(sizes, [("rd0".into(), (8 * MIB).into()), ("rd1".into(), (8 * MIB).into())]);
-    assert_eq!(guest.disk(4), "rd2");
-    guest.change("resizeRapidDisk/rd1/9");
-    guest.change("removeRapidDisk/rd0");
-    assert_eq!(ram_disks(), ["rd1", "rd2"]);
-    drop(guest);
-    let _alone = crate::support::begin();
-    clean::unload();
+    /// The module takes so many disks only.
+    fn with_three_disks_at_most() -> Guest {
+        guest_after(&[], || {
+            sh("modprobe rapiddisk rd_max_nr=3");
+            sh(&format!("modprobe -a {}", clean::RAPIDDISK));
+        })
+    }
+
+    #[test]
+    fn a_disk_more_than_the_module_takes_is_refused() {
+        let guest = with_three_disks_at_most();
+        for name in ["rd0", "rd1", "rd2"] {
+            assert_eq!(guest.disk(1), name);
+        }
+        guest.refuses("createRapidDisk/1", 409, &["rd_max_nr"]);
+        guest.change("removeRapidDisk/rd1");
+        assert_eq!(guest.disk(1), "rd1");
+        drop(guest);
+        let _alone = crate::support::begin();
+        clean::unload();
+    }
+
+    #[test]
+    fn disks_that_the_module_made_itself_are_disks_like_any_other() {
+        let guest = guest_after(&[], || {
+            // Not MiB, whatever its description says: 2 KiB each.
+            sh("modprobe rapiddisk rd_nr=2 rd_size=4096");
+            sh(&format!("modprobe -a {}", clean::RAPIDDISK));
+        });
+        let sizes: Vec<_> =
+            guest.disks().iter().map(|disk| (disk["device"].clone(), disk["size"].clone())).collect();
+        assert_eq!(sizes, [("rd0".into(), (8 * MIB).into()), ("rd1".into(), (8 * MIB).into())]);
+        assert_eq!(guest.disk(4), "rd2");
+        guest.change("resizeRapidDisk/rd1/9");
+        guest.change("removeRapidDisk/rd0");
+        assert_eq!(ram_disks(), ["rd1", "rd2"]);
+        drop(guest);
+        let _alone = crate::support::begin();
+        clean::unload();
+    }
 }

@@ -2,7 +2,7 @@
 //! who it is: for RAM disks, for sources of caches, and for the caches.
 
 use crate::support::data::{noise, write};
-use crate::support::kernel::{Process, eventually, mounted_out_of_sight, put, settle, size};
+use crate::support::kernel::{Process, device, eventually, mounted_out_of_sight, put, settle, size};
 use crate::support::{Guest, MIB, clean, guest, guest_after, meanwhile, sh, sys};
 
 /// A way to use a device, `$D` below `/dev`.
@@ -183,7 +183,8 @@ fn what_a_process_has_open_is_left_alone_and_the_process_named() {
     guest.disk(16);
     for how in ["<", ">", "<>"] {
         let reader = Process::start(&format!("exec sleep 1000 {how}/dev/rd0"));
-        let is_open = || sh(&format!("ls -l /proc/{}/fd", reader.pid())).contains("/dev/rd0");
+        let node = format!("/dev/{}", device("rd0"));
+        let is_open = || sh(&format!("ls -l /proc/{}/fd", reader.pid())).contains(&node);
         eventually("rd0 is open", is_open);
         let pid = format!("pid {}", reader.pid());
         assert_disk_is_kept(&guest, "rd0", &["open in sleep", &pid]);
@@ -295,30 +296,35 @@ fn exports_that_cannot_be_seen_keep_every_disk() {
 #[test]
 fn modules_of_the_nvme_target_that_export_nothing_keep_nothing() {
     let guest = guest_after(&[], || {
-        sh(&format!("modprobe -a configfs nvmet nvmet-tcp {}", clean::MODULES));
+        sh(&format!("modprobe -a configfs nvmet nvmet-tcp {}", clean::modules()));
     });
     guest.disk(16);
     guest.change("flushRapidDisk/rd0");
     guest.change("removeRapidDisk/rd0");
 }
 
-#[test]
-fn the_daemon_itself_is_nobody() {
-    // Reads look at disks that the module does not list; they must not count.
-    let guest = guest();
-    for number in 0..250 {
-        put("/sys/kernel/rapiddisk/mgmt", &format!("rapiddisk attach {number} {}", 1000 * MIB));
+/// What only RapidDisk's module has.
+mod rapiddisk {
+    use super::*;
+
+    #[test]
+    fn the_daemon_itself_is_nobody() {
+        // Reads look at disks that the module does not list; they must not count.
+        let guest = guest();
+        for number in 0..250 {
+            put("/sys/kernel/rapiddisk/mgmt", &format!("rapiddisk attach {number} {}", 1000 * MIB));
+        }
+        let client = *guest;
+        meanwhile(
+            2,
+            || drop(client.disks()),
+            || {
+                for number in 200..250 {
+                    write(&format!("/dev/rd{number}"), 0, &noise(number, 65536));
+                    client.change(&format!("flushRapidDisk/rd{number}"));
+                    client.change(&format!("removeRapidDisk/rd{number}"));
+                }
+            },
+        );
     }
-    let client = *guest;
-    meanwhile(
-        2,
-        || drop(client.disks()),
-        || {
-            for number in 200..250 {
-                write(&format!("/dev/rd{number}"), 0, &noise(number, 65536));
-                client.change(&format!("flushRapidDisk/rd{number}"));
-                client.change(&format!("removeRapidDisk/rd{number}"));
-            }
-        },
-    );
 }

@@ -2,14 +2,14 @@
 //! mappings cut out of the one RAM disk
 //! (Documentation/admin-guide/device-mapper/cache.rst).
 
-use super::super::names::Part;
-use super::super::stats::{self, DmCacheStatus};
-use super::super::undo::Undo;
-use super::super::{CacheName, DiskName, Error, Result, Storage, retry_busy};
 use super::{made_meanwhile, uuid};
 use crate::kernel::block::{self, Access, Dev, SECTOR};
 use crate::kernel::dm::{Control, Report, Target};
 use crate::kernel::{self};
+use crate::storage::names::Part;
+use crate::storage::stats::{self, DmCacheStatus};
+use crate::storage::undo::Undo;
+use crate::storage::{CacheName, DiskName, Error, Result, Storage, retry_busy};
 
 /// The smallest RAM disk in use, in bytes. A quarter of it is metadata; below, it
 /// would soon be most of it.

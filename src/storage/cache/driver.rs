@@ -2,9 +2,9 @@
 
 use rustix::io::Errno;
 
-use super::super::{CacheName, Error, Policy, Result};
 use crate::kernel;
 use crate::kernel::dm::Control;
+use crate::storage::{CacheName, Error, Policy, Result};
 
 /// What makes write-through caches, as the administrator wants it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,16 +1,16 @@
 //! What a daemon that was killed in the middle of a change left.
 
-use super::super::names::Part;
-use super::super::{CacheName, Error, Result, Storage, node};
 use super::uuid;
 use crate::kernel::dm::{self, Control};
+use crate::storage::names::Part;
+use crate::storage::{CacheName, Error, Result, Storage, node};
 
 impl Storage {
     /// Repairs what a daemon that was killed in the middle of a change left: a
     /// mapping of ours without a table goes, one left suspended runs on, each has
     /// its node, and no node or part is left without its mapping. Returns what was
     /// done or could not be, a line each.
-    pub fn recover(&self) -> Vec<String> {
+    pub(in super::super) fn recover_caches(&self) -> Vec<String> {
         let Ok(control) = Control::open(&self.root) else { return Vec::new() };
         let Ok(listed) = control.list() else { return Vec::new() };
         let mapped: Vec<_> = listed.iter().filter_map(|listed| CacheName::parse(&listed.name)).collect();

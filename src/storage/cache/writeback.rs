@@ -3,11 +3,11 @@
 
 use std::fs::File;
 
-use super::super::{CacheName, DiskName, Error, Result, Storage, stats};
 use super::report;
 use crate::kernel::block::{self, Access};
 use crate::kernel::dm::Control;
 use crate::kernel::{self};
+use crate::storage::{CacheName, DiskName, Error, Result, Storage, stats};
 
 /// Bytes in a block of a writeback cache, and in the superblock at its start.
 pub const BLOCK: u64 = 4096;
@@ -53,7 +53,7 @@ pub fn suspend_clean(control: &Control, name: &CacheName) -> Result<()> {
 
 impl Storage {
     pub(super) fn write_start(&self, disk: DiskName, bytes: &[u8]) -> Result<()> {
-        block::open(&self.root, &disk.to_string(), Access::ClaimWrite)
+        block::open(&self.root, &self.existing(disk)?.device, Access::ClaimWrite)
             .and_then(|disk| block::write_start(&disk, bytes))
             .map_err(Error::kernel(format!("cannot write the first block of {disk}")))
     }
@@ -62,7 +62,7 @@ impl Storage {
     /// holds no memory.
     pub(super) fn restore_start(&self, disk: DiskName, before: &[u8]) -> Result<()> {
         let mut now = vec![0; before.len()];
-        block::open(&self.root, &disk.to_string(), Access::Read)
+        block::open(&self.root, &self.existing(disk)?.device, Access::Read)
             .and_then(|disk| block::read_start(&disk, &mut now))
             .map_err(Error::kernel(format!("cannot read the first block of {disk}")))?;
         if now == before { Ok(()) } else { self.write_start(disk, before) }

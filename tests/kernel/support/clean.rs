@@ -3,12 +3,19 @@
 use std::fs;
 use std::path::Path;
 
-use super::kernel::{eventually, mappings, names, put, ram_disks, settle, sh, sys, works};
+use super::kernel::{POOL, eventually, is_stock, mappings, names, put, ram_disks, settle, sh, sys, works};
 
 const NVMET: &str = "/sys/kernel/config/nvmet";
 
-/// Modules that the daemon needs for RAM disks and caches.
-pub const MODULES: &str = "rapiddisk rapiddisk-cache dm-mod dm-writecache";
+/// RapidDisk's modules and what else the daemon needs for RAM disks and caches.
+pub const RAPIDDISK: &str = "rapiddisk rapiddisk-cache dm-mod dm-writecache";
+/// What it needs in a kernel without them.
+pub const STOCK: &str = "loop dm-mod dm-cache dm-cache-smq dm-writecache";
+
+/// The modules of this guest.
+pub fn modules() -> &'static str {
+    if is_stock() { STOCK } else { RAPIDDISK }
+}
 
 /// Removes what a test may have left. In the order of what stands on what.
 pub fn clean() {
@@ -30,6 +37,7 @@ pub fn clean() {
         arrays();
         remove_mappings();
     }
+    pool();
     settle();
     for disk in ram_disks() {
         let number = disk.trim_start_matches("rd");
@@ -111,6 +119,20 @@ fn loops() {
     }
 }
 
+/// The files of RAM disks, whose loop devices are detached by now.
+fn pool() {
+    for name in names("/dev").into_iter().filter(|name| name.starts_with("rd")) {
+        let node = format!("/dev/{name}");
+        if fs::symlink_metadata(&node).is_ok_and(|node| node.is_symlink()) {
+            fs::remove_file(&node).unwrap_or_else(|error| panic!("unlink {node}: {error}"));
+        }
+    }
+    if Path::new(POOL).exists() {
+        works(&format!("umount {POOL}"));
+    }
+    assert_eq!(names(POOL), [""; 0], "files of RAM disks that could not be removed");
+}
+
 fn arrays() {
     for name in names("/sys/block").into_iter().filter(|name| name.starts_with("md")) {
         works(&format!("echo clear >/sys/block/{name}/md/array_state"));
@@ -134,8 +156,8 @@ pub fn is_loaded(module: &str) -> bool {
 
 /// Loads what the daemon needs.
 pub fn load() {
-    if !MODULES.split(' ').all(is_loaded) {
-        sh(&format!("modprobe -a {MODULES}"));
+    if !modules().split(' ').all(is_loaded) {
+        sh(&format!("modprobe -a {}", modules()));
     }
 }
 
@@ -144,11 +166,14 @@ pub fn unload() {
     if names("/sys/kernel/config").contains(&"nvmet".into()) || is_loaded("configfs") {
         works("umount /sys/kernel/config");
     }
-    let modules = "nvme_tcp nvme_rdma nvmet_tcp nvmet_rdma nvmet rapiddisk_cache rapiddisk dm_writecache dm_cache_smq dm_cache dm_persistent_data dm_bio_prison dm_flakey dm_delay dm_bufio dm_mod";
+    let modules = "nvme_tcp nvme_rdma nvmet_tcp nvmet_rdma nvmet rapiddisk_cache rapiddisk \
+        dm_writecache dm_cache_smq dm_cache dm_persistent_data dm_bio_prison dm_flakey dm_delay dm_bufio dm_mod loop";
     eventually("the modules are unloaded", || {
         for module in modules.split(' ').filter(|module| is_loaded(module)) {
             works(&format!("rmmod {module}"));
         }
-        !["rapiddisk", "rapiddisk-cache", "dm-mod", "dm-writecache", "nvmet"].into_iter().any(is_loaded)
+        !["rapiddisk", "rapiddisk-cache", "dm-mod", "dm-writecache", "nvmet", "loop"]
+            .into_iter()
+            .any(is_loaded)
     });
 }

@@ -26,6 +26,11 @@ pub struct Reply {
 }
 
 impl Client {
+    /// Whether anybody listens there.
+    pub fn takes_connections(&self) -> bool {
+        TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok()
+    }
+
     /// The answer, or why there is none.
     pub fn try_request(&self, method: &str, path: &str) -> std::io::Result<Reply> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -84,21 +85,56 @@ pub fn names(dir: &str) -> Vec<String> {
     names
 }
 
-/// The size of a disk in bytes, as the kernel has it.
-pub fn size(disk: &str) -> Option<u64> {
-    Some(sys(&format!("/sys/block/{disk}/size"))?.parse::<u64>().ok()? * 512)
+/// Where the files of RAM disks behind loop devices are.
+pub const POOL: &str = "/run/rapiddiskd/disks";
+
+/// Whether this guest has no module but the kernel's own.
+pub fn is_stock() -> bool {
+    std::env::var("RAPIDDISKD_GUEST").is_ok_and(|mode| mode == "kernel-stock")
 }
 
-/// The RAM disks the kernel has.
+/// The kernel's name of a disk: of a RAM disk that of its loop device, if it has one.
+pub fn device(disk: &str) -> String {
+    let over = |(_, file): &(String, String)| file.strip_prefix(POOL) == Some(&format!("/{disk}"));
+    loops().into_iter().find(over).map_or_else(|| disk.to_owned(), |(device, _)| device)
+}
+
+/// The attached loop devices and their files.
+pub fn loops() -> Vec<(String, String)> {
+    let file = |name: String| Some((name.clone(), sys(&format!("/sys/block/{name}/loop/backing_file"))?));
+    names("/sys/block").into_iter().filter_map(file).collect()
+}
+
+/// An attribute of a disk in sysfs.
+pub fn attribute(disk: &str, name: &str) -> Option<String> {
+    sys(&format!("/sys/block/{}/{name}", device(disk)))
+}
+
+/// The devices stacked on a disk.
+pub fn holders(disk: &str) -> Vec<String> {
+    names(&format!("/sys/block/{}/holders", device(disk)))
+}
+
+/// The size of a disk in bytes, as the kernel has it.
+pub fn size(disk: &str) -> Option<u64> {
+    Some(attribute(disk, "size")?.parse::<u64>().ok()? * 512)
+}
+
+/// The RAM disks the kernel has, by number; a name that there is twice, twice.
 pub fn ram_disks() -> Vec<String> {
     let number = |name: &String| name.strip_prefix("rd")?.parse::<u32>().ok();
-    let mut disks: Vec<_> = names("/sys/block").into_iter().filter(|name| number(name).is_some()).collect();
-    disks.sort_by_key(|name| number(name));
+    let files = loops().into_iter().filter_map(|(_, file)| Some(file.strip_prefix(POOL)?[1..].to_owned()));
+    let all = names("/sys/block").into_iter().chain(files);
+    let mut disks: Vec<_> = all.filter(|name| number(name).is_some()).collect();
+    disks.sort_by_key(number);
     disks
 }
 
-/// Memory that a RAM disk holds, in bytes, as the module lists it.
+/// Memory that a RAM disk holds, in bytes: as the module lists it, or its file has it.
 pub fn used(disk: &str) -> Option<u64> {
+    if let Ok(file) = fs::metadata(format!("{POOL}/{disk}")) {
+        return Some(file.blocks() * 512);
+    }
     let listed = sys("/sys/kernel/rapiddisk/devices")?;
     let row = listed.lines().find(|line| line.split('\t').next() == Some(disk))?;
     row.split('\t').nth(3)?.parse().ok()
@@ -185,6 +221,8 @@ impl State {
         for mapping in mappings() {
             state.insert(format!("mapping {mapping}"), describe(&mapping));
         }
+        state.insert(POOL.into(), names(POOL).join(" "));
+        state.insert("loops".into(), format!("{:?}", loops()));
         tree("/sys/kernel/config/nvmet", &mut state);
         State(state)
     }
@@ -203,7 +241,7 @@ impl State {
 }
 
 fn is_mounted_for_writing(disk: &str) -> bool {
-    let dev = format!(" {} ", sys(&format!("/sys/block/{disk}/dev")).unwrap_or_default());
+    let dev = format!(" {} ", attribute(disk, "dev").unwrap_or_default());
     let mounts = sys("/proc/self/mountinfo").unwrap_or_default();
     mounts.lines().any(|line| {
         line.contains(&dev) && line.rsplit(' ').next().is_some_and(|options| options.starts_with("rw"))

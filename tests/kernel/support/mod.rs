@@ -8,7 +8,7 @@ pub mod kernel;
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::ops::Deref;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -68,6 +68,12 @@ impl Guest {
     pub fn kill_and_restart(&mut self) {
         self.daemon.kill();
         self.daemon = Daemon::start_on(self.daemon.client.port, &self.daemon.options);
+    }
+
+    /// A second daemon in the place of the first, which is given back.
+    pub fn start_another(&mut self) -> Daemon {
+        let another = Daemon::start_on(self.daemon.client.port, &self.daemon.options);
+        std::mem::replace(&mut self.daemon, another)
     }
 
     /// A request that is refused with this status and a message that has these
@@ -169,6 +175,11 @@ impl Daemon {
         };
         eventually("stopped", || kernel::names(&format!("/proc/{pid}/task")).into_iter().all(is_stopped));
         self.kill();
+    }
+
+    /// Its exit status, once the kernel lets it go.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.child.wait().expect("its exit status")
     }
 
     /// SIGKILL. A second time it does nothing.

@@ -1,4 +1,4 @@
-//! The real binary under attack, over loopback.
+//! The real binary under attack, over loopback: the one that `RAPIDDISKD` names, if it does.
 //!
 //! During each attack fresh clients ask for the daemon's status: 98 of 100 must get it within two
 //! seconds, and all of them afterwards. The daemon's memory, the kernel's for its connections, and
@@ -6,209 +6,22 @@
 //! clients, the others from elsewhere, if nothing else is said. An attacker who is thrown out comes
 //! again at once; each attack shows that its connections were as many as it means.
 
+mod daemon;
+
+use daemon::*;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SocketType, bind, connect, recv, socket, sockopt};
+use rustix::net::{RecvFlags, recv, sockopt};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io::{BufReader, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// An attack on one daemon is one on the tests beside it as well.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-const STATUS: &str = "GET /v1/checkServiceStatus HTTP/1.1\r\nHost: localhost\r\n\r\n";
-const PROBES: usize = 100;
-const IN_TIME: Duration = Duration::from_secs(2);
-const ATTACKERS: u32 = 4;
-
-/// At least this long, so that deadlines of the daemon pass within an attack.
-const ATTACK: Duration = Duration::from_secs(6);
-
-const START: Duration = Duration::from_secs(3);
-
-/// The daemon's resident memory at its highest, in KiB.
-const MOST_MEMORY: u64 = 64 << 10;
-
-/// What the kernel may hold for TCP connections, in KiB: 256 of them with full buffers. The
-/// attackers' own ends have small ones.
-const MOST_KERNEL_MEMORY: u64 = 96 << 10;
-
-/// Bytes of an attacker's buffers, before the kernel doubles them.
-const SMALL: usize = 4 << 10;
-
-struct Daemon {
-    process: Child,
-    port: u16,
-    log: Arc<Mutex<String>>,
-    /// Connections that attackers made.
-    attackers: AtomicU64,
-}
-
-/// A port that nobody listens on, below those that the kernel gives to clients: the attackers of
-/// one daemon must not take the next one's.
-fn free_port() -> u16 {
-    let first = 20_000 + (std::process::id() % 10_000) as u16;
-    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
-    (first..32_000).find(is_free).expect("a free port")
-}
-
-impl Daemon {
-    /// Under `ulimit` with these options, such as `-n 64`.
-    fn start(ulimit: &str) -> Daemon {
-        Daemon::start_with(ulimit, &[])
-    }
-
-    fn start_with(ulimit: &str, args: &[&str]) -> Daemon {
-        Daemon::try_start(ulimit, args).unwrap_or_else(|log| panic!("the daemon did not start: {log}"))
-    }
-
-    fn try_start(ulimit: &str, args: &[&str]) -> Result<Daemon, String> {
-        let port = free_port();
-        let shell = format!("ulimit {ulimit} && exec \"$0\" \"$@\"");
-        let mut process = Command::new("sh")
-            .args(["-c", &shell, env!("CARGO_BIN_EXE_rapiddiskd"), "--port", &port.to_string()])
-            .args(args)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let log = Arc::new(Mutex::new(String::new()));
-        let lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let sink = Arc::clone(&log);
-        thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                *sink.lock().unwrap() += &(line + "\n");
-            }
-        });
-        let mut daemon = Daemon { process, port, log, attackers: AtomicU64::new(0) };
-        let begin = Instant::now();
-        while begin.elapsed() < START {
-            if daemon.probe() {
-                return Ok(daemon);
-            }
-            if daemon.process.try_wait().unwrap().is_some() {
-                thread::sleep(Duration::from_millis(100));
-                return Err(daemon.log.lock().unwrap().clone());
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        panic!("{ulimit}: neither an answer nor an end within {START:?}: {}", daemon.log());
-    }
-
-    fn address(&self) -> SocketAddrV4 {
-        SocketAddrV4::new(Ipv4Addr::LOCALHOST, self.port)
-    }
-
-    /// Whether a fresh client is served in time.
-    fn probe(&self) -> bool {
-        let begin = Instant::now();
-        let ask = || -> std::io::Result<bool> {
-            let mut stream = TcpStream::connect_timeout(&self.address().into(), IN_TIME)?;
-            stream.set_read_timeout(Some(IN_TIME))?;
-            stream.write_all(STATUS.as_bytes())?;
-            let mut stream = BufReader::new(stream);
-            Ok(read_answer(&mut stream)? == 200)
-        };
-        ask().unwrap_or(false) && begin.elapsed() < IN_TIME
-    }
-
-    /// A number of `/proc/PID/status`.
-    fn proc_status(&self, field: &str) -> u64 {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
-        let value = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-        value.unwrap().split_whitespace().next().unwrap().parse().unwrap()
-    }
-
-    /// An attacker's connection; `number` says from where.
-    fn attacker(&self, number: u32) -> Option<TcpStream> {
-        self.attacker_from(if number.is_multiple_of(2) { 1 } else { 2 + number / 2 % 7 })
-    }
-
-    /// An attacker's connection, from 127.0.0.`from`.
-    fn attacker_from(&self, from: u32) -> Option<TcpStream> {
-        let socket = socket(AddressFamily::INET, SocketType::STREAM, None).ok()?;
-        sockopt::set_socket_recv_buffer_size(&socket, SMALL).ok()?;
-        sockopt::set_socket_send_buffer_size(&socket, SMALL).ok()?;
-        bind(&socket, &SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, from as u8), 0)).ok()?;
-        connect(&socket, &self.address()).ok()?;
-        self.attackers.fetch_add(1, Ordering::Relaxed);
-        let stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-        stream.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
-        Some(stream)
-    }
-
-    /// Lets `attack` run in several threads, each until the flag is set, and watches the daemon.
-    /// It must come to `least` connections.
-    fn under(&self, time: Duration, least: u64, attack: impl Fn(u32, &AtomicBool) + Sync) {
-        let attackers = self.attackers.load(Ordering::Relaxed);
-        let kernel_memory = tcp_memory();
-        let mut most_kernel_memory = 0;
-        let threads = self.proc_status("Threads");
-        let over = AtomicBool::new(false);
-        let begin = Instant::now();
-        let (mut served, mut tried) = (0, 0);
-        thread::scope(|scope| {
-            for number in 0..ATTACKERS {
-                let (attack, over) = (&attack, &over);
-                scope.spawn(move || attack(number, over));
-            }
-            while tried < PROBES || begin.elapsed() < time {
-                tried += 1;
-                served += usize::from(self.probe());
-                assert_eq!(self.proc_status("Threads"), threads);
-                most_kernel_memory = most_kernel_memory.max(tcp_memory().saturating_sub(kernel_memory));
-                thread::sleep(time / (2 * PROBES as u32));
-            }
-            over.store(true, Ordering::Relaxed);
-        });
-        assert!(served * 100 >= tried * 98, "only {served} of {tried} were served during the attack");
-        let after = (0..20).filter(|_| self.probe()).count();
-        assert_eq!(after, 20, "not all were served after the attack");
-        assert_eq!(self.proc_status("Threads"), threads);
-        let memory = self.proc_status("VmHWM");
-        assert!(memory <= MOST_MEMORY, "{memory} KiB were resident");
-        assert!(most_kernel_memory <= MOST_KERNEL_MEMORY, "the kernel held {most_kernel_memory} KiB");
-        let attackers = self.attackers.load(Ordering::Relaxed) - attackers;
-        assert!(attackers >= least, "only {attackers} attackers came through");
-        println!(
-            "{served} of {tried} served in {:?} beside {attackers} attackers, \
-             at most {memory} KiB and {most_kernel_memory} KiB of the kernel's",
-            begin.elapsed()
-        );
-    }
-
-    /// Whether the log has this, or comes to have it within a moment.
-    fn logs(&self, text: &str) -> bool {
-        let begin = Instant::now();
-        while !self.log().contains(text) && begin.elapsed() < IN_TIME {
-            thread::sleep(Duration::from_millis(20));
-        }
-        self.log().contains(text)
-    }
-
-    fn log(&self) -> String {
-        self.log.lock().unwrap().clone()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// What the kernel holds for all TCP connections, in KiB.
-fn tcp_memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/net/sockstat").unwrap();
-    let line = text.lines().find(|line| line.starts_with("TCP:")).unwrap();
-    let pages = line.rsplit_once(" mem ").unwrap().1.trim();
-    pages.parse::<u64>().unwrap() * 4
-}
 
 /// Whether the daemon has closed this connection, as far as can be told without waiting.
 fn is_closed(stream: &TcpStream) -> bool {
@@ -217,25 +30,6 @@ fn is_closed(stream: &TcpStream) -> bool {
         Ok((_, length)) => length == 0,
         Err(error) => error != Errno::AGAIN,
     }
-}
-
-/// Reads one answer to its end; its status.
-fn read_answer(stream: &mut BufReader<TcpStream>) -> std::io::Result<u16> {
-    let mut line = String::new();
-    stream.read_line(&mut line)?;
-    let status = line.get(9..12).and_then(|status| status.parse().ok());
-    let mut length = 0;
-    while line != "\r\n" {
-        line.clear();
-        if stream.read_line(&mut line)? == 0 {
-            return Err(ErrorKind::UnexpectedEof.into());
-        }
-        if let Some(value) = line.strip_prefix("Content-Length: ") {
-            length = value.trim().parse().unwrap();
-        }
-    }
-    stream.read_exact(&mut vec![0; length])?;
-    status.ok_or(ErrorKind::InvalidData.into())
 }
 
 /// Room for thousands of connections of the attackers.
@@ -465,20 +259,22 @@ fn mutate(daemon: &Daemon, number: u32, over: &AtomicBool) {
 fn sixty_four_clients_that_stay_are_all_served() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let daemon = Daemon::start("-c 0");
-    let threads = daemon.proc_status("Threads");
-    let mut clients: Vec<_> =
-        (0..64).map(|_| TcpStream::connect(daemon.address()).unwrap()).map(BufReader::new).collect();
-    for _ in 0..50 {
-        for client in &mut clients {
-            client.get_mut().write_all(STATUS.as_bytes()).unwrap();
+    daemon.under(ATTACK, 64, |number, over| {
+        let client = |_| {
+            let stream = daemon.attacker(number).unwrap();
+            stream.set_read_timeout(Some(IN_TIME)).unwrap();
+            BufReader::new(stream)
+        };
+        let mut clients: Vec<_> = (0..64 / ATTACKERS).map(client).collect();
+        while goes_on(over) {
+            for client in &mut clients {
+                client.get_mut().write_all(STATUS.as_bytes()).unwrap();
+            }
+            for client in &mut clients {
+                assert_eq!(read_answer(client).unwrap(), 200);
+            }
         }
-        for client in &mut clients {
-            client.get_mut().set_read_timeout(Some(IN_TIME)).unwrap();
-            assert_eq!(read_answer(client).unwrap(), 200);
-        }
-    }
-    assert!(daemon.probe());
-    assert_eq!(daemon.proc_status("Threads"), threads);
+    });
 }
 
 #[test]
@@ -502,7 +298,7 @@ fn failing_thread_creation_is_survived_or_reported() {
     // Below that the system cannot even load the program, and says so or not.
     let loads = |kib: &u32| {
         let shell = format!("ulimit -v {kib} && exec \"$0\" --version");
-        let shell = Command::new("sh").args(["-c", &shell, env!("CARGO_BIN_EXE_rapiddiskd")]).output();
+        let shell = Command::new("sh").args(["-c", &shell]).arg(program()).output();
         shell.is_ok_and(|output| output.status.success())
     };
     let least = (3 << 10..).step_by(256).find(loads).unwrap();

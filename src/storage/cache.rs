@@ -105,7 +105,8 @@ impl Storage {
             Key::Mapping(usage::shown_name(&self.root, &source_name)),
             Key::Mapping(name.to_string()),
         ])?;
-        let (disk_dev, size) = self.existing(disk)?;
+        let ram = self.existing(disk)?;
+        let size = ram.size;
         // Numbers of loop and mapped devices are used again.
         if self.source(source)? != (source_dev, source_name.clone()) {
             return Err(Error::Conflict(format!("{source} has just been changed; try again")));
@@ -118,7 +119,7 @@ impl Storage {
             self.remove_parts(&name)?;
         }
         node::check_place(&self.root, &name)?;
-        if block::is_read_only(&self.root, disk_dev) {
+        if block::is_read_only(&self.root, ram.dev) {
             return Err(Error::Conflict(format!("{disk} is locked; unlock it first")));
         }
         let sectors = self.usable_sectors(&source_name, source_dev, driver)?;
@@ -133,8 +134,8 @@ impl Storage {
         let has_superblock = driver != Driver::RapidDiskCache;
         // The claims end before the table is loaded, which claims both devices itself.
         let access = if has_superblock { Access::ClaimWrite } else { Access::Claim };
-        let claim = usage::claim_unused(&self.root, disk_dev, &disk.to_string(), access)?;
-        drop(usage::claim_unused(&self.root, source_dev, &source_name, Access::Claim)?);
+        let claim = usage::claim_unused(&self.root, ram.dev, disk, access)?;
+        drop(usage::claim_unused(&self.root, source_dev, &*source_name, Access::Claim)?);
         let before = writeback::first_block(disk, &claim)?;
         Undo::run(|undo| {
             if has_superblock {
@@ -147,7 +148,7 @@ impl Storage {
                 });
             }
             drop(claim);
-            let (on, of) = ((disk_dev, size), (source_dev, sectors));
+            let (on, of) = ((ram.dev, size), (source_dev, sectors));
             let target = match layout {
                 Some(layout) => dmcache::make_parts(&parts, &name, on, of, layout, undo)?,
                 None => self.target(disk, size, &source_name, sectors, policy),
@@ -231,7 +232,9 @@ impl Storage {
         };
         // A device that was pulled out has no name any more, but its cache is there.
         let shown = |dev: Dev| block::name_of(&self.root, dev).unwrap_or_else(|| dev.to_string());
-        Ok(Parts { driver, disk: shown(disk), source: shown(source) })
+        let disk = shown(disk);
+        let disk = self.disk_name_of(&disk).map_or(disk, |name| name.to_string());
+        Ok(Parts { driver, disk, source: shown(source) })
     }
 
     /// The device number of a cache that must exist.
@@ -249,7 +252,7 @@ impl Storage {
         if let Some(cache) = Part::cache_of(&block::mapped_name(&self.root, &found.1).unwrap_or_default()) {
             return Err(Error::Invalid(format!("{source} is a part of the cache {cache}")));
         }
-        if DiskName::parse(&found.1).is_some() {
+        if self.disk_name_of(&found.1).is_some() {
             return Err(Error::Invalid(format!(
                 "{source} is a RAM disk itself; a cache goes in front of a slower device"
             )));

@@ -1,0 +1,205 @@
+//! Loop devices (`linux/loop.h`; loop(4)): block devices that keep their data in a
+//! file.
+
+use std::ffi::c_void;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
+
+use rustix::io::Errno;
+use rustix::ioctl::{Getter, IntegerSetter, Ioctl, IoctlOutput, NoArg, Opcode, Setter, ioctl, opcode};
+
+use super::block::{self, Access};
+use super::{Error, Result, Root};
+
+const CONTROL: &str = "dev/loop-control";
+
+const CLR_FD: Opcode = 0x4C01;
+const SET_STATUS64: Opcode = 0x4C04;
+const GET_STATUS64: Opcode = 0x4C05;
+const SET_CAPACITY: Opcode = 0x4C07;
+const CONFIGURE: Opcode = 0x4C0A;
+const CTL_REMOVE: Opcode = 0x4C81;
+const CTL_GET_FREE: Opcode = 0x4C82;
+/// `BLKDISCARD`, `_IO(0x12, 119)` with a pointer to two u64: start and length.
+const DISCARD: Opcode = opcode::none(0x12, 119);
+
+const AUTOCLEAR: u32 = 4;
+const DIRECT_IO: u32 = 16;
+
+/// How often another program may take the free device, or remove it, before us.
+const ATTEMPTS: usize = 64;
+
+/// `struct loop_info64`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Info {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    size_limit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    encrypt_key: [u8; 32],
+    init: [u64; 2],
+}
+
+/// `struct loop_config`.
+#[repr(C)]
+struct Config {
+    fd: u32,
+    block_size: u32,
+    info: Info,
+    reserved: [u64; 8],
+}
+
+const _: () = assert!(size_of::<Info>() == 232 && size_of::<Config>() == 304);
+
+const EMPTY: Info = Info {
+    device: 0,
+    inode: 0,
+    rdevice: 0,
+    offset: 0,
+    size_limit: 0,
+    number: 0,
+    encrypt_type: 0,
+    encrypt_key_size: 0,
+    flags: 0,
+    file_name: [0; 64],
+    crypt_name: [0; 64],
+    encrypt_key: [0; 32],
+    init: [0; 2],
+};
+
+/// Gives the number of a device that is free now.
+struct GetFree;
+
+// SAFETY: LOOP_CTL_GET_FREE takes no argument and answers with its return value.
+unsafe impl Ioctl for GetFree {
+    type Output = i32;
+    const IS_MUTATING: bool = false;
+
+    fn opcode(&self) -> Opcode {
+        CTL_GET_FREE
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        std::ptr::null_mut()
+    }
+
+    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut c_void) -> rustix::io::Result<i32> {
+        Ok(out)
+    }
+}
+
+/// Whether the driver is loaded.
+pub fn is_loaded(root: &Root) -> bool {
+    root.exists(CONTROL)
+}
+
+/// The attached devices by the kernel's names, each with its file as the kernel
+/// shows the path.
+pub fn attached(root: &Root) -> Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for name in block::disks(root)?.into_iter().filter(|name| name.starts_with("loop")) {
+        found.extend(block::loop_backing(root, &name)?.map(|file| (name, file)));
+    }
+    Ok(found)
+}
+
+/// Attaches a free device to a file, for reading and writing, past the page cache
+/// of the file where its file system can do that. Gives the device's name and a
+/// claim on it: nobody else has mounted it or stacks on it yet.
+pub fn attach(root: &Root, file: &File) -> Result<(String, File)> {
+    let control = control(root)?;
+    let mut attempts = 0..ATTEMPTS;
+    loop {
+        let is_last = attempts.next().is_none();
+        // SAFETY: see GetFree.
+        let number = unsafe { ioctl(&control, GetFree) }.map_err(failed("LOOP_CTL_GET_FREE"))?;
+        let name = format!("loop{number}");
+        let disk = match block::open(root, &name, Access::ClaimWrite) {
+            Err(error) if !is_last && (error.is(Errno::BUSY) || error.is_gone()) => continue,
+            opened => opened?,
+        };
+        let config = Config {
+            fd: file.as_raw_fd() as u32,
+            block_size: block::SECTOR as u32,
+            info: Info { flags: DIRECT_IO, ..EMPTY },
+            reserved: [0; 8],
+        };
+        // SAFETY: LOOP_CONFIGURE reads one struct loop_config at the pointer.
+        match unsafe { ioctl(&disk, Setter::<CONFIGURE, Config>::new(config)) } {
+            Err(Errno::BUSY) if !is_last => {}
+            done => return done.map_err(failed("LOOP_CONFIGURE")).map(|()| (name, disk)),
+        }
+    }
+}
+
+/// Lets go of the file, at once or, where others have the device open, when the
+/// last of them closes it.
+pub fn detach(disk: &File) -> Result<()> {
+    // SAFETY: LOOP_CLR_FD takes no argument.
+    unsafe { ioctl(disk, NoArg::<CLR_FD>::new()) }.map_err(failed("LOOP_CLR_FD"))
+}
+
+/// Takes back a detachment that waits for the last to close the device.
+pub fn stay(disk: &File) -> Result<()> {
+    change(disk, |info| info.flags &= !AUTOCLEAR)
+}
+
+/// Ends the device at `bytes`, or with the file if that is 0. What its page cache
+/// holds is in the file afterwards.
+pub fn limit(disk: &File, bytes: u64) -> Result<()> {
+    change(disk, |info| info.size_limit = bytes)
+}
+
+/// Gives the device the size that its file has now.
+pub fn follow_size(disk: &File) -> Result<()> {
+    // SAFETY: LOOP_SET_CAPACITY takes no argument.
+    unsafe { ioctl(disk, NoArg::<SET_CAPACITY>::new()) }.map_err(failed("LOOP_SET_CAPACITY"))
+}
+
+/// Empties the first `bytes` of the device, which must be open for writing: its
+/// file has a hole there afterwards, which takes no memory and reads as zero.
+pub fn discard(disk: &File, bytes: u64) -> Result<()> {
+    // SAFETY: BLKDISCARD reads two u64 at the pointer.
+    unsafe { ioctl(disk, Setter::<DISCARD, [u64; 2]>::new([0, bytes])) }.map_err(failed("BLKDISCARD"))
+}
+
+/// Removes a detached device that the driver did not make by itself when it was
+/// loaded. That is only tidy: it stays where somebody has it open.
+pub fn tidy(root: &Root, name: &str) {
+    let made_at_load = root.number("sys/module/loop/parameters/max_loop").unwrap_or(8);
+    let number = name.strip_prefix("loop").and_then(|number| number.parse().ok());
+    let Some(number) = number.filter(|&number: &usize| number as u64 >= made_at_load) else { return };
+    if let Ok(control) = control(root) {
+        // SAFETY: LOOP_CTL_REMOVE takes a number.
+        let _ = unsafe { ioctl(&control, IntegerSetter::<CTL_REMOVE>::new_usize(number)) };
+    }
+}
+
+fn control(root: &Root) -> Result<File> {
+    let path = root.path(CONTROL);
+    let context = |error| Error::new(format!("open {}", path.display()), &error);
+    File::options().read(true).write(true).open(&path).map_err(context)
+}
+
+fn change(disk: &File, change: impl FnOnce(&mut Info)) -> Result<()> {
+    // SAFETY: LOOP_GET_STATUS64 writes one struct loop_info64 at the pointer, in which
+    // any bytes are valid.
+    let mut info = unsafe { ioctl(disk.as_fd(), Getter::<GET_STATUS64, Info>::new()) }
+        .map_err(failed("LOOP_GET_STATUS64"))?;
+    change(&mut info);
+    // SAFETY: LOOP_SET_STATUS64 reads one at the pointer.
+    unsafe { ioctl(disk.as_fd(), Setter::<SET_STATUS64, Info>::new(info)) }
+        .map_err(failed("LOOP_SET_STATUS64"))
+}
+
+fn failed(what: &'static str) -> impl Fn(Errno) -> Error {
+    move |errno| Error::new(format!("ioctl {what}"), &errno.into())
+}

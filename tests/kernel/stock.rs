@@ -1,0 +1,214 @@
+//! RAM disks behind loop devices: what they consist of, what is left of them when
+//! the daemon is killed between any two system calls.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+use crate::support::data::{MIB, assert_same_data, assert_zero, noise, read, write};
+use crate::support::kernel::{
+    POOL, Process, attribute, device, eventually, loops, names, settle, size, used, works,
+};
+use crate::support::{Guest, guest_after, guest_with, sh, sys};
+
+/// A guest that has the loop driver and, if asked for, RapidDisk's modules.
+fn loop_guest(options: &[&str]) -> Guest {
+    guest_with(&[&["--ram-driver", "loop"], options].concat())
+}
+
+/// Each disk is whole: a file, a loop device of its size over it that stays, and a
+/// link; and nothing is there besides.
+fn assert_whole() {
+    settle();
+    let disks: Vec<_> = names(POOL);
+    let over: Vec<_> = loops().into_iter().filter(|(_, file)| file.starts_with(POOL)).collect();
+    assert_eq!(over.len(), disks.len(), "{over:?} and {disks:?}");
+    for disk in &disks {
+        let device = device(disk);
+        assert_ne!(&device, disk, "{disk} has no loop device");
+        assert_eq!(fs::read_link(format!("/dev/{disk}")).expect("a link").to_str(), Some(&*device));
+        assert_eq!(size(disk), Some(fs::metadata(format!("{POOL}/{disk}")).expect("a file").len()));
+        for (name, wanted) in [("loop/autoclear", "0"), ("loop/sizelimit", "0"), ("loop/offset", "0")] {
+            assert_eq!(attribute(disk, name).as_deref(), Some(wanted), "{disk}: {name}");
+        }
+    }
+    let links = names("/dev").into_iter().filter(|name| fs::read_link(format!("/dev/{name}")).is_ok());
+    let links: Vec<_> = links.filter(|name| name.starts_with("rd")).collect();
+    assert_eq!(links, disks);
+}
+
+#[test]
+fn a_disk_is_a_file_that_only_root_can_reach_and_a_device_of_512_byte_blocks() {
+    let guest = loop_guest(&["--memory-limit", "96"]);
+    assert_eq!(guest.disk(16), "rd0");
+    assert_eq!(guest.listed("rd0")["driver"], "loop");
+    assert_eq!(attribute("rd0", "queue/logical_block_size").as_deref(), Some("512"));
+    let dir = fs::metadata(POOL).expect("the pool");
+    assert_eq!((dir.permissions().mode() & 0o7777, dir.uid()), (0o700, 0));
+    assert_eq!(sh(&format!("stat -f -c %T {POOL}")), "tmpfs");
+    assert_eq!(sh(&format!("df -m {POOL} | awk 'END {{ print $2 }}'")), "96");
+    assert_whole();
+    // Up to the last byte of the limit.
+    assert_eq!(guest.disk(80), "rd1");
+    for (disk, mib) in [("rd0", 16), ("rd1", 80)] {
+        write(&format!("/dev/{disk}"), 0, &noise(1, (mib * MIB) as usize));
+        assert_eq!(used(disk), Some(mib * MIB));
+    }
+    guest.change("removeRapidDisk/rd0");
+    guest.change("removeRapidDisk/rd1");
+    assert_whole();
+    assert_eq!(sh(&format!("df -m {POOL} | awk 'END {{ print $3 }}'")), "0");
+}
+
+#[test]
+fn as_many_loop_devices_are_left_as_there_were() {
+    let guest = loop_guest(&[]);
+    let before = names("/sys/block");
+    let disks: Vec<_> = (0..12).map(|_| guest.disk(1)).collect();
+    assert!(names("/sys/block").len() > before.len());
+    settle();
+    for disk in disks {
+        guest.change(&format!("removeRapidDisk/{disk}"));
+    }
+    eventually("the added loop devices are gone", || names("/sys/block") == before);
+}
+
+#[test]
+fn other_loop_devices_are_none_of_its_business() {
+    let guest = loop_guest(&[]);
+    sh("dd if=/dev/zero of=/tmp/test/rd0 bs=1M count=4; /usr/sbin/losetup /dev/loop0 /tmp/test/rd0");
+    assert_eq!(guest.disks().len(), 0);
+    assert_eq!(guest.disk(8), "rd0");
+    assert_ne!(device("rd0"), "loop0");
+    let resources = guest.read("listAllResources")["resources"][1]["volumes"].clone();
+    let listed: Vec<_> = resources.as_array().expect("disks").iter().map(|disk| &disk["device"]).collect();
+    assert_eq!(listed, ["loop0", "sda", "sdb"], "attached loop devices are disks, RAM disks are not");
+    guest.change("removeRapidDisk/rd0");
+    assert_eq!(loops(), [("loop0".to_owned(), "/tmp/test/rd0".to_owned())]);
+    // What has the place of a node keeps it.
+    sh("touch /dev/rd0");
+    guest.refuses("createRapidDisk/8", 409, &["/dev/rd0"]);
+    fs::remove_file("/dev/rd0").expect("the file");
+    assert_eq!(guest.disk(8), "rd0");
+}
+
+#[test]
+fn what_others_did_to_a_disk_is_put_right_at_the_next_start() {
+    let mut guest = loop_guest(&["--memory-limit", "64"]);
+    let data = noise(4, 3 * MIB as usize);
+    for disk in ["rd0", "rd1", "rd2"] {
+        assert_eq!(guest.disk(8), disk);
+        write(&format!("/dev/{disk}"), 2 * MIB, &data);
+    }
+    guest.daemon().kill();
+    sh(&format!(
+        "/usr/sbin/losetup -d /dev/{}; rm /dev/rd1; truncate -s 16M {POOL}/rd2; mount -o remount,size=40M {POOL}",
+        device("rd0")
+    ));
+    guest.kill_and_restart();
+    assert_whole();
+    assert_eq!([size("rd0"), size("rd1"), size("rd2")], [8, 8, 16].map(|mib| Some(mib * MIB)));
+    for disk in ["rd0", "rd1", "rd2"] {
+        assert_same_data(disk, &read(&format!("/dev/{disk}"), 2 * MIB, data.len()), &data);
+    }
+    assert_eq!(sh(&format!("df -m {POOL} | awk 'END {{ print $2 }}'")), "64");
+}
+
+/// Kills the daemon right before system call number `nth` of this kind that `change`
+/// makes; whether it was answered, since it makes fewer.
+fn killed_before(guest: &mut Guest, call: &str, nth: u32, change: &str) -> bool {
+    let pid = guest.daemon().pid();
+    let inject = format!("inject={call}:signal=KILL:when={nth}");
+    let _tracer =
+        Process::start(&format!("exec strace -f -q -o /dev/null -p {pid} -e trace={call} -e {inject}"));
+    eventually("each thread is traced", || {
+        names(&format!("/proc/{pid}/task")).iter().all(|task| {
+            let status = sys(&format!("/proc/{pid}/task/{task}/status")).unwrap_or_default();
+            status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
+        })
+    });
+    let answered = guest.try_request("POST", &format!("/v1/{change}")).is_ok();
+    guest.kill_and_restart();
+    answered
+}
+
+#[test]
+fn killed_before_any_system_call_of_a_change_it_leaves_whole_disks() {
+    let data = noise(9, 2 * MIB as usize);
+    let changes = [
+        // What is asked for, the size before in MiB, and the size after.
+        ("createRapidDisk/8", 0, 8),
+        ("resizeRapidDisk/rd0/24", 16, 24),
+        ("resizeRapidDisk/rd0/8", 16, 8),
+        ("removeRapidDisk/rd0", 16, 0),
+    ];
+    let mut guest = loop_guest(&["--memory-limit", "64", "--workers", "2"]);
+    let mut kills = 0;
+    for (change, before, after) in changes {
+        for call in ["mkdir", "mount", "ftruncate", "ioctl", "symlink", "renameat2", "unlink"] {
+            for nth in 1.. {
+                if before > 0 {
+                    guest.disk(before);
+                    write("/dev/rd0", MIB, &data);
+                } else if names(POOL).is_empty() {
+                    // The tmpfs and its directory are made with the first disk.
+                    works(&format!("umount {POOL} && rm -r /run/rapiddiskd"));
+                }
+                let answered = killed_before(&mut guest, call, nth, change);
+                let what = format!("{change} killed before {call} number {nth}");
+                assert_whole();
+                let size = size("rd0").unwrap_or_default() / MIB;
+                assert!([before, after].contains(&size), "{what}: {size}");
+                assert!(!answered || size == after, "{what}: {size}");
+                assert_eq!(guest.disks().len(), usize::from(size > 0), "{what}");
+                if size > 0 {
+                    let got = read("/dev/rd0", MIB, data.len());
+                    if before > 0 {
+                        assert_same_data(&what, &got, &data)
+                    } else {
+                        assert_zero(&what, &got)
+                    }
+                    guest.change("removeRapidDisk/rd0");
+                }
+                if answered {
+                    break;
+                }
+                kills += 1;
+            }
+        }
+    }
+    println!("killed {kills} times");
+    assert!(kills >= 18, "killed {kills} times only");
+}
+
+#[test]
+fn memory_that_may_not_suffice_is_said() {
+    let guest = loop_guest(&["--memory-limit", "1T"]);
+    let status = || guest.read("checkServiceStatus");
+    assert_eq!(status().get("warning"), None);
+    assert_eq!(guest.disk(512 * 1024), "rd0");
+    eventually("a warning", || status().get("warning").is_some());
+    assert_eq!(status()["memory_promised"], 512 * 1024 * MIB);
+    assert!(status()["memory_available"].as_u64().expect("a number") < 512 * 1024 * MIB);
+    guest.change("removeRapidDisk/rd0");
+    eventually("no warning", || status().get("warning").is_none());
+    let log = fs::read_to_string("/tmp/daemon.log").expect("the log");
+    assert_eq!(log.matches("524288 MiB").count(), 1, "{log}");
+    assert_eq!(log.matches("enough").count(), 1, "{log}");
+}
+
+#[test]
+fn without_either_module_it_says_which_to_load() {
+    let guest = guest_after(&[], || ());
+    guest.post("createRapidDisk/8").failure(503, &["modprobe rapiddisk", "modprobe loop"]);
+    let status = guest.read("checkServiceStatus");
+    assert!(status["ram_driver"].is_null() && status["ram_drivers"].as_array().is_some_and(Vec::is_empty));
+    sh("modprobe loop");
+    assert_eq!(guest.disk(8), "rd0");
+    eventually("the status has it", || guest.read("checkServiceStatus")["ram_driver"] == "loop");
+    drop(guest);
+    for (driver, other) in [("loop", "rapiddisk"), ("rapiddisk", "loop")] {
+        let guest = guest_after(&["--ram-driver", driver], || drop(sh(&format!("modprobe {other}"))));
+        guest.refuses("createRapidDisk/8", 503, &[&format!("modprobe {driver}")]);
+        assert!(!works(&format!("ls {POOL}/rd0")));
+    }
+}
