@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::NoAction;
 use crate::http::{Answer, Header};
-use crate::storage::{CacheStats, Error, Health, Port, Resources, Target, Volumes};
+use crate::storage::{CacheStats, Error, Health, Policy, Port, Resources, Target, Volumes};
 
 /// The HTTP status of an error.
 pub fn status(error: &Error) -> u16 {
@@ -62,11 +62,18 @@ pub fn made(field: &str, name: &impl Display, message: String) -> Value {
 
 /// `checkServiceStatus`.
 pub fn service(health: &Health) -> Value {
+    let driver_of = |wanted| {
+        let found = health.policies.iter().find(|(policy, _)| *policy == wanted);
+        found.map(|(_, driver)| driver.as_str())
+    };
     let mut body = json!({
         "status": "OK",
         "version": env!("CARGO_PKG_VERSION"),
         "ram_driver": health.ram_driver,
         "ram_drivers": health.ram_drivers,
+        "cache_driver": driver_of(Policy::WriteThrough),
+        "cache_drivers": health.cache_drivers.iter().map(|driver| driver.as_str()).collect::<Vec<_>>(),
+        "policies": health.policies.iter().map(|(policy, _)| policy.as_str()).collect::<Vec<_>>(),
     });
     if let Some(shortage) = health.shortage {
         body["warning"] = shortage.to_string().into();

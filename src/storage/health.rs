@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use log::{info, warn};
 
-use super::{Result, Storage};
+use super::{Driver, Policy, Result, Storage};
+use crate::kernel::dm::Control;
 use crate::kernel::proc;
 
 /// How old the last look is at most.
@@ -20,6 +21,10 @@ pub struct Health {
     pub ram_driver: Option<&'static str>,
     /// What could, in this kernel as it is now.
     pub ram_drivers: Vec<&'static str>,
+    /// The policies that a new cache can have, each with what makes it.
+    pub policies: Vec<(Policy, Driver)>,
+    /// What makes caches and is loaded; others the kernel may load by itself.
+    pub cache_drivers: Vec<Driver>,
     /// Memory that the RAM disks may run out of.
     pub shortage: Option<Shortage>,
 }
@@ -54,9 +59,12 @@ impl Storage {
     /// Looks, and logs a warning when memory gets short, and when that ends.
     pub fn look(&self) {
         let loaded = |driver: &&dyn super::ramdisk::Driver| driver.is_loaded(&self.root);
+        let control = Control::open(&self.root).ok();
         let now = Health {
             ram_driver: self.drivers.for_new(&self.root).ok().map(|driver| driver.name()),
             ram_drivers: self.drivers.all().into_iter().filter(loaded).map(|driver| driver.name()).collect(),
+            policies: control.as_ref().map(|it| self.cache_driver.policies(it)).unwrap_or_default(),
+            cache_drivers: control.as_ref().map(Driver::loaded).unwrap_or_default(),
             // What cannot be read is no reason to warn.
             shortage: self.shortage().unwrap_or_default(),
         };

@@ -71,7 +71,8 @@ pub enum Policy {
 }
 
 impl Policy {
-    const ALL: [Policy; 3] = [Policy::WriteThrough, Policy::WriteAround, Policy::Writeback];
+    /// Each of them.
+    pub const ALL: [Policy; 3] = [Policy::WriteThrough, Policy::WriteAround, Policy::Writeback];
 
     /// Reads a policy's name; `write-back` is another for `writeback`.
     pub fn parse(name: &str) -> Option<Policy> {

@@ -7,27 +7,46 @@ use std::path::Path;
 use rapiddiskd::kernel::dm::{Name, Report};
 
 use crate::support::data::{assert_same_data, fingerprint, noise, read, write};
-use crate::support::kernel::{dm, has_udev, holders, mappings, put, settle, size, target};
-use crate::support::{MIB, PAGE, guest, sh, sys};
+use crate::support::kernel::{dm, has_udev, holders, is_stock, mappings, put, settle, size, target};
+use crate::support::{MIB, PAGE, clean, guest, sh, sys};
 
-/// Policy, prefix of the name, target, and how its table starts or goes on.
-const POLICIES: [(&str, &str, &str, &str); 4] = [
+/// A policy, the prefix of its names, its target, and how that one's table starts or
+/// goes on.
+type Way = (&'static str, &'static str, &'static str, &'static str);
+
+const RAPIDDISK: [Way; 4] = [
     ("write-through", "rc-wt_", "rapiddisk-cache", "(/dev/rd0), disk dev (/dev/sda) mode (WRITETHROUGH)"),
     ("write-around", "rc-wa_", "rapiddisk-cache", "(/dev/rd0), disk dev (/dev/sda) mode (WRITE_AROUND)"),
     ("writeback", "rc-wb_", "writecache", "s 8:0 "),
     ("write-back", "rc-wb_", "writecache", "s 8:0 "),
 ];
 
+const STOCK: [Way; 3] = [
+    ("write-through", "rc-wt_", "cache", " 8:0 64 "),
+    ("writeback", "rc-wb_", "writecache", "s 8:0 "),
+    ("write-back", "rc-wb_", "writecache", "s 8:0 "),
+];
+
+/// Every name of a policy.
+fn ways() -> &'static [Way] {
+    if is_stock() { &STOCK } else { &RAPIDDISK }
+}
+
+/// Every policy once.
+fn each() -> &'static [Way] {
+    &ways()[..ways().len() - 1]
+}
+
 #[test]
 fn a_cache_is_there_in_full_when_the_answer_comes_and_gone_in_full_after_removal() {
     let guest = guest();
     guest.disk(16);
-    for (policy, prefix, kind, table) in POLICIES {
+    for &(policy, prefix, kind, table) in ways() {
         let cache = guest.cache("rd0", "sda", policy);
         assert_eq!(cache, format!("{prefix}sda"));
         let node = format!("/dev/mapper/{cache}");
         let path = fs::canonicalize(&node).expect("the node");
-        assert!(path.starts_with("/dev/dm-0"), "{path:?}");
+        let leads_to = path.file_name().and_then(|name| name.to_str()).expect("dm-N");
         // dmsetup sees what our own ioctls see.
         let told = target(&cache, Report::Table);
         assert_eq!(told.0, kind);
@@ -36,10 +55,10 @@ fn a_cache_is_there_in_full_when_the_answer_comes_and_gone_in_full_after_removal
         assert_eq!(same, format!("0 131072 {} {}", told.0, told.1).trim_end());
         let info = dm().expect("device-mapper").info(&Name::new(&cache).expect("a name")).expect("info");
         assert!(info.active && !info.suspended, "{info:?}");
-        for device in ["rd0", "sda"] {
-            assert_eq!(holders(device), ["dm-0"]);
-        }
-        assert_eq!(size("dm-0"), size("sda"));
+        assert_eq!(holders("sda"), [leads_to]);
+        // dm-cache stands on two mappings that stand on the disk.
+        assert_eq!(holders("rd0").len(), if kind == "cache" { 2 } else { 1 });
+        assert_eq!(size(leads_to), size("sda"));
         settle();
         guest.change(&format!("removeRapidDiskCache/{cache}"));
         assert!(fs::symlink_metadata(&node).is_err(), "{node} is left");
@@ -56,7 +75,7 @@ fn caches_come_and_go_without_a_pause() {
     let guest = guest();
     guest.disk(8);
     for i in 0..12 {
-        let (policy, ..) = POLICIES[i % 3];
+        let (policy, ..) = each()[i % each().len()];
         let cache = guest.cache("rd0", "sda", policy);
         let node = format!("/dev/mapper/{cache}");
         if i % 2 == 0 {
@@ -72,7 +91,7 @@ fn caches_come_and_go_without_a_pause() {
 fn what_is_written_is_on_the_source_at_once_but_with_writeback() {
     let guest = guest();
     guest.disk(16);
-    for (policy, ..) in &POLICIES[..2] {
+    for (policy, ..) in &ways()[..ways().len() - 2] {
         let data = noise(policy.len() as u64, 6 * MIB as usize);
         let cache = guest.cache("rd0", "sda", policy);
         write(&format!("/dev/mapper/{cache}"), 20 * MIB, &data);
@@ -90,7 +109,7 @@ fn what_is_written_is_on_the_source_at_once_but_with_writeback() {
 fn a_cache_knows_nothing_of_an_earlier_one_on_the_same_disk() {
     let guest = guest();
     guest.disk(16);
-    for (i, (policy, ..)) in POLICIES.iter().enumerate() {
+    for (i, (policy, ..)) in ways().iter().enumerate() {
         let old = noise(i as u64, 4 * MIB as usize);
         let cache = guest.cache("rd0", "sda", policy);
         let node = format!("/dev/mapper/{cache}");
@@ -121,7 +140,7 @@ fn a_file_system_on_a_source_is_the_same_through_a_cache() {
     sh("umount /mnt");
     settle();
     guest.disk(16);
-    for (policy, ..) in POLICIES {
+    for (policy, ..) in ways() {
         let cache = guest.cache("rd0", "sdb", policy);
         sh(&format!("mount -t ext4 /dev/mapper/{cache} /mnt"));
         assert_same_data("before", &fs::read("/mnt/before").expect("the file"), &data);
@@ -134,21 +153,6 @@ fn a_file_system_on_a_source_is_the_same_through_a_cache() {
         sh("umount /mnt");
         settle();
     }
-}
-
-#[test]
-fn a_disk_too_small_for_a_cache_is_refused() {
-    let guest = guest();
-    guest.disk(1);
-    guest.refuses("createRapidDiskCache/rd0/sda/write-through", 409, &["rd0", "2 MiB"]);
-    guest.refuses("createRapidDiskCache/rd0/sda/write-around", 409, &["rd0", "2 MiB"]);
-    // This target makes do with less, and nothing is lost.
-    let data = noise(1, 4 * MIB as usize);
-    guest.cache("rd0", "sda", "writeback");
-    write("/dev/mapper/rc-wb_sda", 0, &data);
-    settle();
-    guest.change("removeRapidDiskCache/rc-wb_sda");
-    assert_same_data("sda", &read("/dev/sda", 0, data.len()), &data);
 }
 
 #[test]
@@ -170,7 +174,7 @@ fn a_file_in_the_place_of_the_node_is_left_alone_and_nothing_is_begun() {
     let guest = guest();
     guest.disk(8);
     write("/dev/rd0", 0, &noise(1, 4 * PAGE));
-    for (policy, prefix, ..) in &POLICIES[..3] {
+    for (policy, prefix, ..) in each() {
         let node = format!("/dev/mapper/{prefix}sda");
         fs::write(&node, "somebody's").expect("a file");
         guest.refuses(&format!("createRapidDiskCache/rd0/sda/{policy}"), 409, &[&node]);
@@ -189,7 +193,7 @@ fn a_creation_that_fails_in_its_last_step_is_undone() {
     let source = fingerprint("/dev/sda");
     // The last step is to make the node.
     sh("mount --bind /dev/mapper /dev/mapper && mount -o remount,ro,bind /dev/mapper");
-    for (policy, prefix, ..) in &POLICIES[..3] {
+    for (policy, prefix, ..) in each() {
         let words = [&format!("{prefix}sda"), "Read-only"];
         guest.post(&format!("createRapidDiskCache/rd0/sda/{policy}")).failure(500, &words);
         assert_eq!(mappings(), [""; 0]);
@@ -200,7 +204,7 @@ fn a_creation_that_fails_in_its_last_step_is_undone() {
     // somebody's data: another attempt is not refused.
     sh("umount /dev/mapper");
     settle();
-    for (policy, ..) in &POLICIES[..3] {
+    for (policy, ..) in each() {
         let cache = guest.cache("rd0", "sda", policy);
         settle();
         guest.change(&format!("removeRapidDiskCache/{cache}"));
@@ -217,13 +221,13 @@ fn a_creation_that_the_kernel_refuses_leaves_everything_as_it_was() {
     let helper = sys("/proc/sys/kernel/modprobe").expect("the kernel's helper");
     put("/proc/sys/kernel/modprobe", "/nowhere");
     sh("rmmod rapiddisk-cache; rmmod dm-writecache; rmmod dm-cache-smq dm-cache 2>/dev/null || true");
-    for (policy, .., kind, _) in &POLICIES[..3] {
+    for (policy, .., kind, _) in each() {
         guest.refuses(&format!("createRapidDiskCache/rd0/sda/{policy}"), 503, &[kind, "modprobe"]);
     }
     assert_same_data("rd0", &read("/dev/rd0", 0, 4 * PAGE), &noise(1, 4 * PAGE));
     put("/proc/sys/kernel/modprobe", &helper);
-    sh("modprobe -a rapiddisk-cache dm-writecache");
-    for (policy, ..) in &POLICIES[..3] {
+    sh(&format!("modprobe -a {}", clean::modules()));
+    for (policy, ..) in each() {
         let cache = guest.cache("rd0", "sda", policy);
         settle();
         guest.change(&format!("removeRapidDiskCache/{cache}"));
@@ -237,5 +241,26 @@ fn the_node_of_a_cache_is_a_link_whoever_makes_it() {
     guest.cache("rd0", "sda", "write-through");
     settle();
     let link = fs::read_link("/dev/mapper/rc-wt_sda").expect("a link");
-    assert_eq!(link, Path::new("../dm-0"), "udev: {}", has_udev());
+    let dm = format!("../{}", holders("sda")[0]);
+    assert_eq!(link, Path::new(&dm), "udev: {}", has_udev());
+}
+
+/// What only RapidDisk's module has.
+mod rapiddisk {
+    use super::*;
+
+    #[test]
+    fn a_disk_too_small_for_a_cache_is_refused() {
+        let guest = guest();
+        guest.disk(1);
+        guest.refuses("createRapidDiskCache/rd0/sda/write-through", 409, &["rd0", "2 MiB"]);
+        guest.refuses("createRapidDiskCache/rd0/sda/write-around", 409, &["rd0", "2 MiB"]);
+        // This target makes do with less, and nothing is lost.
+        let data = noise(1, 4 * MIB as usize);
+        guest.cache("rd0", "sda", "writeback");
+        write("/dev/mapper/rc-wb_sda", 0, &data);
+        settle();
+        guest.change("removeRapidDiskCache/rc-wb_sda");
+        assert_same_data("sda", &read("/dev/sda", 0, data.len()), &data);
+    }
 }

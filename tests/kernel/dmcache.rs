@@ -13,7 +13,7 @@ use crate::support::data::{
     Random, assert_same_data, assert_zero, fingerprint, noise, read, try_write, write,
 };
 use crate::support::kernel::{
-    State, eventually, is_suspended, mappings, mounted_out_of_sight, names, put, ram_disks, settle, size,
+    State, all_mappings, eventually, is_suspended, mounted_out_of_sight, names, put, ram_disks, settle, size,
     target,
 };
 use crate::support::{Client, Daemon, Guest, MIB, PAGE, clean, guest, guest_with, sh, sys};
@@ -29,11 +29,11 @@ fn forced() -> Guest {
     guest_with(&FORCED)
 }
 
-/// Nothing but these mappings, all running, and the listing says the same.
+/// Nothing but these all_mappings, all running, and the listing says the same.
 fn assert_there(client: &Client, wanted: &[&str]) {
     settle();
-    assert_eq!(mappings(), wanted);
-    assert!(mappings().iter().all(|name| !is_suspended(name)));
+    assert_eq!(all_mappings(), wanted);
+    assert!(all_mappings().iter().all(|name| !is_suspended(name)));
     let is_cached = wanted.contains(&CACHE);
     let listed = json!([{"device": CACHE, "cache": "rd0", "source": "sda", "mode": "write-through", "driver": "dm-cache"}]);
     assert_eq!(client.caches(), listed.as_array().expect("a list")[..usize::from(is_cached)]);
@@ -385,7 +385,7 @@ fn what_a_daemon_killed_at_any_step_left_is_repaired() {
     // What others made under such names is theirs.
     sh("dmsetup create --notable rc-wm_sda; echo '0 2048 linear /dev/sdb 0' | dmsetup create rc-wt_sdb");
     guest.kill_and_restart();
-    assert_eq!(mappings(), ["rc-wm_sda", "rc-wt_sdb"]);
+    assert_eq!(all_mappings(), ["rc-wm_sda", "rc-wt_sdb"]);
     assert_eq!(guest.caches(), [] as [Value; 0]);
 }
 
@@ -413,7 +413,7 @@ fn killed_in_the_middle_of_changes_it_leaves_all_or_nothing() {
             guest.daemon().kill_between_calls();
         });
         guest.kill_and_restart();
-        let is_mapped = !mappings().is_empty();
+        let is_mapped = !all_mappings().is_empty();
         assert_there(&guest, if is_mapped { &ALL } else { &[] });
         found_mapped += usize::from(is_mapped);
         if is_mapped {
@@ -458,32 +458,37 @@ fn a_ram_disk_that_dies_takes_nothing_of_the_source_with_it() {
     assert_same_data("the source", &read("/dev/sda", PAGE as u64, data.len() - PAGE), &data[PAGE..]);
 }
 
-#[test]
-fn both_drivers_stand_side_by_side_and_each_daemon_knows_both() {
-    let guest = guest();
-    let other = Daemon::start(&FORCED);
-    let (modules, stock) = (*guest, other.client());
-    guest.disk(8);
-    guest.disk(8);
-    modules.cache("rd0", "sda", "write-through");
-    stock.cache("rd1", "sdb", "write-through");
-    settle();
-    for client in [modules, stock] {
-        let drivers: Vec<_> = client.caches().iter().map(|cache| cache["driver"].clone()).collect();
-        assert_eq!(drivers, ["rapiddisk-cache", "dm-cache"]);
-        assert_eq!(client.stats(CACHE)["not_counted"], Value::Null);
-        assert!(client.stats("rc-wt_sdb")["not_counted"].is_array());
+/// Beside RapidDisk's own.
+mod rapiddisk {
+    use super::*;
+
+    #[test]
+    fn both_drivers_stand_side_by_side_and_each_daemon_knows_both() {
+        let guest = guest();
+        let other = Daemon::start(&FORCED);
+        let (modules, stock) = (*guest, other.client());
+        guest.disk(8);
+        guest.disk(8);
+        modules.cache("rd0", "sda", "write-through");
+        stock.cache("rd1", "sdb", "write-through");
+        settle();
+        for client in [modules, stock] {
+            let drivers: Vec<_> = client.caches().iter().map(|cache| cache["driver"].clone()).collect();
+            assert_eq!(drivers, ["rapiddisk-cache", "dm-cache"]);
+            assert_eq!(client.stats(CACHE)["not_counted"], Value::Null);
+            assert!(client.stats("rc-wt_sdb")["not_counted"].is_array());
+        }
+        stock.change(REMOVE);
+        modules.change("removeRapidDiskCache/rc-wt_sdb");
+        assert_eq!(all_mappings(), [""; 0]);
+        // By itself, where the module is not there.
+        sh("rmmod rapiddisk-cache");
+        modules.change(CREATE);
+        let state = State::now();
+        assert_there(&modules, &ALL);
+        modules.post("createRapidDiskCache/rd1/sdb/write-around").failure(503, &["modprobe rapiddisk-cache"]);
+        state.assert_unchanged("write-around");
+        modules.change(REMOVE);
+        sh(&format!("modprobe -a {}", clean::modules()));
     }
-    stock.change(REMOVE);
-    modules.change("removeRapidDiskCache/rc-wt_sdb");
-    assert_eq!(mappings(), [""; 0]);
-    // By itself, where the module is not there.
-    sh("rmmod rapiddisk-cache");
-    modules.change(CREATE);
-    let state = State::now();
-    assert_there(&modules, &ALL);
-    modules.post("createRapidDiskCache/rd1/sdb/write-around").failure(503, &["modprobe rapiddisk-cache"]);
-    state.assert_unchanged("write-around");
-    modules.change(REMOVE);
-    sh(&format!("modprobe -a {}", clean::MODULES));
 }

@@ -6,7 +6,7 @@ use rapiddiskd::kernel::dm::Report;
 use serde_json::{Value, json};
 
 use crate::support::data::noise;
-use crate::support::kernel::{is_stock, put, size, target};
+use crate::support::kernel::{cache_driver, is_stock, put, size, target};
 use crate::support::{Guest, MIB, PAGE, guest, sh, sys, write};
 
 fn devices(list: &[Value]) -> Vec<String> {
@@ -39,12 +39,12 @@ fn an_empty_machine_has_empty_lists() {
 fn a_cache_is_listed_with_what_it_stands_on_and_how_it_writes() {
     let guest = guest();
     let disks = [guest.disk(8), guest.disk(8)];
-    guest.cache(&disks[0], "sda", "write-around");
+    guest.cache(&disks[0], "sda", "write-through");
     guest.cache(&disks[1], "sdb", "write-back");
     assert_eq!(
         guest.caches(),
         [
-            json!({"device": "rc-wa_sda", "cache": "rd0", "source": "sda", "mode": "write-around", "driver": "rapiddisk-cache"}),
+            json!({"device": "rc-wt_sda", "cache": "rd0", "source": "sda", "mode": "write-through", "driver": cache_driver()}),
             json!({"device": "rc-wb_sdb", "cache": "rd1", "source": "sdb", "mode": "writeback", "driver": "dm-writecache"}),
         ]
     );
@@ -122,38 +122,6 @@ const PROSE: [&str; 13] = [
 ];
 
 #[test]
-fn the_statistics_are_what_the_target_counts() {
-    let guest = guest();
-    let disks = [guest.disk(16), guest.disk(16)];
-    for (disk, source, policy) in [(&disks[0], "sda", "write-through"), (&disks[1], "sdb", "write-around")] {
-        let cache = guest.cache(disk, source, policy);
-        let node = format!("/dev/mapper/{cache}");
-        write(&node, 0, &noise(1, 40 * PAGE));
-        sh(&format!(
-            "dd if={node} of=/dev/null bs=4k count=100 iflag=direct; dd if={node} of=/dev/null bs=4k count=100 iflag=direct"
-        ));
-        crate::support::kernel::settle();
-        let stats = guest.stats(&cache);
-        assert_eq!(stats["device"], cache.as_str());
-        let (kind, text) = target(&cache, Report::Status);
-        assert_eq!(kind, "rapiddisk-cache");
-        for field in PROSE {
-            let count = stats[field].as_u64().unwrap_or_else(|| panic!("no {field} in {stats}"));
-            let said = text
-                .split([',', '\n'])
-                .any(|item| item.trim() == format!("{}({count})", field.replace('_', " ")));
-            assert!(said, "{field} is {count}, the target says {text}");
-        }
-        assert_eq!(stats.as_object().expect("fields").len(), 1 + PROSE.len());
-        assert!(stats["reads"].as_u64() >= Some(200) && stats["writes"].as_u64() >= Some(1), "{stats}");
-        assert!(
-            stats["cache_hits"].as_u64() >= Some(60),
-            "the second pass was not served from memory: {stats}"
-        );
-    }
-}
-
-#[test]
 fn a_writeback_cache_has_the_newer_counters_too() {
     let guest = guest();
     let disk = guest.disk(16);
@@ -203,24 +171,6 @@ fn a_mapping_that_only_looks_like_a_cache_is_none() {
     guest.refuses(&format!("createRapidDiskCache/{disk}/sda/write-through"), 409, &["rc-wt_sda"]);
 }
 
-#[test]
-fn a_cache_made_by_another_program_is_a_cache_like_any_other() {
-    let guest = guest();
-    let disk = guest.disk(16);
-    sh(&format!("echo '0 131072 rapiddisk-cache /dev/sda /dev/{disk} 32768 1' | dmsetup create rc-wa_sda"));
-    assert_eq!(
-        guest.caches(),
-        [
-            json!({"device": "rc-wa_sda", "cache": "rd0", "source": "sda", "mode": "write-around", "driver": "rapiddisk-cache"})
-        ]
-    );
-    assert!(guest.stats("rc-wa_sda")["reads"].is_u64());
-    guest.refuses(&format!("removeRapidDisk/{disk}"), 409, &["rd0", "rc-wa_sda"]);
-    crate::support::kernel::settle();
-    guest.change("removeRapidDiskCache/rc-wa_sda");
-    assert_eq!(crate::support::kernel::mappings(), [""; 0]);
-}
-
 /// What only RapidDisk's module has.
 mod rapiddisk {
     use super::*;
@@ -260,5 +210,59 @@ mod rapiddisk {
             });
             assert_eq!(disk, wanted);
         }
+    }
+
+    #[test]
+    fn the_statistics_are_what_the_target_counts() {
+        let guest = guest();
+        let disks = [guest.disk(16), guest.disk(16)];
+        for (disk, source, policy) in
+            [(&disks[0], "sda", "write-through"), (&disks[1], "sdb", "write-around")]
+        {
+            let cache = guest.cache(disk, source, policy);
+            let node = format!("/dev/mapper/{cache}");
+            write(&node, 0, &noise(1, 40 * PAGE));
+            sh(&format!(
+                "dd if={node} of=/dev/null bs=4k count=100 iflag=direct; dd if={node} of=/dev/null bs=4k count=100 iflag=direct"
+            ));
+            crate::support::kernel::settle();
+            let stats = guest.stats(&cache);
+            assert_eq!(stats["device"], cache.as_str());
+            let (kind, text) = target(&cache, Report::Status);
+            assert_eq!(kind, "rapiddisk-cache");
+            for field in PROSE {
+                let count = stats[field].as_u64().unwrap_or_else(|| panic!("no {field} in {stats}"));
+                let said = text
+                    .split([',', '\n'])
+                    .any(|item| item.trim() == format!("{}({count})", field.replace('_', " ")));
+                assert!(said, "{field} is {count}, the target says {text}");
+            }
+            assert_eq!(stats.as_object().expect("fields").len(), 1 + PROSE.len());
+            assert!(stats["reads"].as_u64() >= Some(200) && stats["writes"].as_u64() >= Some(1), "{stats}");
+            assert!(
+                stats["cache_hits"].as_u64() >= Some(60),
+                "the second pass was not served from memory: {stats}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_cache_made_by_another_program_is_a_cache_like_any_other() {
+        let guest = guest();
+        let disk = guest.disk(16);
+        sh(&format!(
+            "echo '0 131072 rapiddisk-cache /dev/sda /dev/{disk} 32768 1' | dmsetup create rc-wa_sda"
+        ));
+        assert_eq!(
+            guest.caches(),
+            [
+                json!({"device": "rc-wa_sda", "cache": "rd0", "source": "sda", "mode": "write-around", "driver": "rapiddisk-cache"})
+            ]
+        );
+        assert!(guest.stats("rc-wa_sda")["reads"].is_u64());
+        guest.refuses(&format!("removeRapidDisk/{disk}"), 409, &["rd0", "rc-wa_sda"]);
+        crate::support::kernel::settle();
+        guest.change("removeRapidDiskCache/rc-wa_sda");
+        assert_eq!(crate::support::kernel::mappings(), [""; 0]);
     }
 }

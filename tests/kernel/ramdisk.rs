@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::support::data::{assert_zero, fingerprint, try_write};
-use crate::support::kernel::{attribute, put, ram_disks, size, used, works};
+use crate::support::kernel::{attribute, policies, put, ram_disks, size, used, works};
 use crate::support::{
     Guest, MIB, PAGE, assert_same_data, clean, eventually, guest, guest_after, guest_with, noise, read, sh,
     write,
@@ -182,7 +182,7 @@ fn a_locked_disk_cannot_be_written_until_it_is_unlocked() {
     }
     assert_same_data("rd0", &read("/dev/rd0", 0, PAGE), &noise(1, PAGE));
     guest.refuses("flushRapidDisk/rd0", 409, &["rd0", "locked"]);
-    for policy in ["write-through", "write-around", "writeback"] {
+    for policy in policies() {
         guest.refuses(&format!("createRapidDiskCache/rd0/sda/{policy}"), 409, &["rd0", "locked"]);
     }
     for _ in 0..2 {

@@ -2,7 +2,7 @@
 //! who it is: for RAM disks, for sources of caches, and for the caches.
 
 use crate::support::data::{noise, write};
-use crate::support::kernel::{Process, device, eventually, mounted_out_of_sight, put, settle, size};
+use crate::support::kernel::{self, Process, device, eventually, mounted_out_of_sight, put, settle, size};
 use crate::support::{Guest, MIB, clean, guest, guest_after, meanwhile, sh, sys};
 
 /// A way to use a device, `$D` below `/dev`.
@@ -87,8 +87,8 @@ fn destructions(disk: &str) -> Vec<String> {
     paths
 }
 
-fn policies() -> std::array::IntoIter<&'static str, 3> {
-    ["write-through", "write-around", "writeback"].into_iter()
+fn policies() -> impl Iterator<Item = &'static str> {
+    kernel::policies().iter().copied()
 }
 
 fn assert_disk_is_kept(guest: &Guest, disk: &str, words: &[&str]) {

@@ -48,6 +48,12 @@ impl CacheDriver {
         }
     }
 
+    /// Which policies a new cache can have, each with its driver.
+    pub(in crate::storage) fn policies(self, control: &Control) -> Vec<(Policy, Driver)> {
+        let chosen = |policy| Some((policy, self.choose(policy, control).ok()?));
+        Policy::ALL.into_iter().filter_map(chosen).collect()
+    }
+
     /// The error for a table that the kernel refused.
     pub(super) fn load_refused(
         self,
@@ -89,6 +95,15 @@ pub enum Driver {
 
 impl Driver {
     const ALL: [Driver; 3] = [Driver::RapidDiskCache, Driver::DmCache, Driver::Writecache];
+
+    /// Those that the kernel has at the moment.
+    pub(in crate::storage) fn loaded(control: &Control) -> Vec<Driver> {
+        let targets = control.target_types().unwrap_or_default();
+        Driver::ALL
+            .into_iter()
+            .filter(|driver| targets.iter().any(|target| target == driver.target()))
+            .collect()
+    }
 
     /// Its name, which is also that of its module.
     pub fn as_str(self) -> &'static str {

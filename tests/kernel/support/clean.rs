@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use super::kernel::{POOL, eventually, is_stock, mappings, names, put, ram_disks, settle, sh, sys, works};
+use super::kernel::{
+    POOL, all_mappings, eventually, is_stock, names, put, ram_disks, settle, sh, sys, works,
+};
 
 const NVMET: &str = "/sys/kernel/config/nvmet";
 
@@ -57,7 +59,7 @@ pub fn clean() {
     let _ = fs::remove_dir_all("/tmp/test");
     fs::create_dir("/tmp/test").expect("a directory for the test");
     settle();
-    assert_eq!(mappings(), [""; 0], "mappings that could not be removed");
+    assert_eq!(all_mappings(), [""; 0], "all_mappings that could not be removed");
     assert_eq!(ram_disks(), [""; 0], "RAM disks that could not be removed");
 }
 
@@ -141,10 +143,10 @@ fn arrays() {
 
 fn remove_mappings() {
     // A suspended one below would make the others wait for ever.
-    for name in mappings() {
+    for name in all_mappings() {
         works(&format!("dmsetup resume {name}"));
     }
-    for name in mappings() {
+    for name in all_mappings() {
         works(&format!("dmsetup remove --retry {name}"));
     }
 }

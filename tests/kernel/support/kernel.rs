@@ -93,6 +93,16 @@ pub fn is_stock() -> bool {
     std::env::var("RAPIDDISKD_GUEST").is_ok_and(|mode| mode == "kernel-stock")
 }
 
+/// The policies that caches have in this guest, writeback last.
+pub fn policies() -> &'static [&'static str] {
+    if is_stock() { &["write-through", "writeback"] } else { &["write-through", "write-around", "writeback"] }
+}
+
+/// What makes write-through caches in this guest.
+pub fn cache_driver() -> &'static str {
+    if is_stock() { "dm-cache" } else { "rapiddisk-cache" }
+}
+
 /// The kernel's name of a disk: of a RAM disk that of its loop device, if it has one.
 pub fn device(disk: &str) -> String {
     let over = |(_, file): &(String, String)| file.strip_prefix(POOL) == Some(&format!("/{disk}"));
@@ -166,8 +176,18 @@ pub fn dm() -> Option<Control> {
     Control::open(&Root::new("/")).ok()
 }
 
-/// The mappings there are, by name.
+/// The mappings there are, by name, without the parts of those caches that are there.
 pub fn mappings() -> Vec<String> {
+    let all = all_mappings();
+    let is_part = |name: &str| {
+        let source = name.strip_prefix("rc-wm_").or(name.strip_prefix("rc-wd_"));
+        source.is_some_and(|source| all.contains(&format!("rc-wt_{source}")))
+    };
+    all.iter().filter(|name| !is_part(name)).cloned().collect()
+}
+
+/// All mappings there are, by name.
+pub fn all_mappings() -> Vec<String> {
     let listed = dm().map_or(Vec::new(), |dm| dm.list().expect("list of mappings"));
     let mut names: Vec<_> = listed.into_iter().map(|listed| listed.name).collect();
     names.sort();
@@ -218,7 +238,7 @@ impl State {
             let path = format!("/dev/mapper/{node}");
             state.insert(path.clone(), format!("{:?}", fs::read_link(&path).ok()));
         }
-        for mapping in mappings() {
+        for mapping in all_mappings() {
             state.insert(format!("mapping {mapping}"), describe(&mapping));
         }
         state.insert(POOL.into(), names(POOL).join(" "));
