@@ -13,8 +13,8 @@ use crate::support::data::{
     Random, assert_same_data, assert_zero, fingerprint, noise, read, try_write, write,
 };
 use crate::support::kernel::{
-    State, all_mappings, eventually, is_suspended, mounted_out_of_sight, names, put, ram_disks, settle, size,
-    target,
+    State, all_mappings, eventually, holders, is_suspended, mounted_out_of_sight, names, put, ram_disks,
+    settle, size, target,
 };
 use crate::support::{Client, Daemon, Guest, MIB, PAGE, clean, guest, guest_with, sh, sys};
 
@@ -72,10 +72,10 @@ fn a_cache_is_three_mappings_of_which_one_is_seen_and_none_is_left() {
         let (kind, table) = target(CACHE, Report::Table);
         assert_eq!(kind, "cache");
         assert!(table.contains(" 8:0 64 1 writethrough smq 2 migration_threshold 2048"), "{table}");
-        assert_eq!(names("/sys/block/rd0/holders").len(), 2);
+        assert_eq!(holders("rd0").len(), 2);
         guest.change(REMOVE);
         assert_there(&guest, &[]);
-        assert_eq!(names("/sys/block/rd0/holders"), [""; 0]);
+        assert_eq!(holders("rd0"), [""; 0]);
         assert_zero("the superblock", &read("/dev/rd0", 0, PAGE));
         guest.post(REMOVE).failure(404, &[CACHE]);
     }
@@ -184,9 +184,6 @@ fn what_it_cannot_do_is_refused_and_says_what_can_be_done() {
     guest.disk(16);
     let words = ["write-around", "write-through", "writeback", "modprobe rapiddisk-cache"];
     guest.refuses("createRapidDiskCache/rd0/sda/write-around", 503, &words);
-    put("/sys/kernel/rapiddisk/mgmt", "rapiddisk attach 1 524288");
-    eventually("rd1", || Path::new("/dev/rd1").exists());
-    guest.refuses("createRapidDiskCache/rd1/sda/write-through", 409, &["rd1", "1 MiB"]);
     // What may hold the only copy of somebody's data is no cache, of any driver.
     guest.cache("rd0", "sdb", "writeback");
     settle();
@@ -410,7 +407,7 @@ fn killed_in_the_middle_of_changes_it_leaves_all_or_nothing() {
         std::thread::scope(|scope| {
             scope.spawn(|| while change(client) {});
             std::thread::sleep(delay);
-            guest.daemon().kill();
+            guest.daemon().kill_between_calls();
         });
         guest.kill_and_restart();
         let is_mapped = !all_mappings().is_empty();
@@ -436,11 +433,10 @@ fn a_ram_disk_that_dies_takes_nothing_of_the_source_with_it() {
     heat(&guest);
     settle();
     for part in &ALL[..2] {
-        let length = sh(&format!(
-            "blockdev --getsz /dev/mapper/{part} 2>/dev/null || dmsetup table {part} | cut -d' ' -f2"
-        ));
+        // On the same device, but nothing comes from it any more.
         sh(&format!(
-            "dmsetup suspend --noflush --nolockfs {part}; echo 0 {length} error | dmsetup load {part}; dmsetup resume {part}"
+            "modprobe dm-flakey; dead=$(dmsetup table {part} | sed 's/linear \\(.*\\)/flakey \\1 0 3600/');
+             dmsetup suspend --noflush --nolockfs {part}; echo $dead | dmsetup load {part}; dmsetup resume {part}"
         ));
     }
     assert!(
@@ -462,6 +458,14 @@ fn a_ram_disk_that_dies_takes_nothing_of_the_source_with_it() {
 /// Beside RapidDisk's own.
 mod rapiddisk {
     use super::*;
+
+    #[test]
+    fn a_disk_that_is_too_small_is_refused() {
+        let guest = forced();
+        put("/sys/kernel/rapiddisk/mgmt", "rapiddisk attach 1 524288");
+        eventually("rd1", || Path::new("/dev/rd1").exists());
+        guest.refuses("createRapidDiskCache/rd1/sda/write-through", 409, &["rd1", "1 MiB"]);
+    }
 
     #[test]
     fn both_drivers_stand_side_by_side_and_each_daemon_knows_both() {

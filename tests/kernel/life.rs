@@ -137,7 +137,7 @@ fn killed_in_the_middle_of_changes_it_repairs_what_was_half_made() {
         std::thread::scope(|scope| {
             scope.spawn(|| while change(client, policy) {});
             std::thread::sleep(delay);
-            guest.daemon().kill();
+            guest.daemon().kill_between_calls();
         });
         guest.kill_and_restart();
         assert_truth(&guest);

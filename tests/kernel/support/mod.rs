@@ -162,6 +162,21 @@ impl Daemon {
         self.child.id()
     }
 
+    /// SIGKILL between two system calls of each thread, at any of them. In the middle
+    /// of a call that loads a table, dm-cache of Linux 6.1 does not survive it
+    /// (`cache_create` destroys a kcopyd client that it could not make).
+    pub fn kill_between_calls(&mut self) {
+        let pid = self.pid();
+        sh(&format!("kill -STOP {pid}"));
+        // "PID (NAME) STATE …"
+        let is_stopped = |task: String| {
+            let stat = sys(&format!("/proc/{pid}/task/{task}/stat")).unwrap_or_default();
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+        };
+        eventually("stopped", || kernel::names(&format!("/proc/{pid}/task")).into_iter().all(is_stopped));
+        self.kill();
+    }
+
     /// Its exit status, once the kernel lets it go.
     pub fn wait(&mut self) -> ExitStatus {
         self.child.wait().expect("its exit status")
