@@ -39,13 +39,13 @@ fn an_empty_machine_has_empty_lists() {
 fn a_cache_is_listed_with_what_it_stands_on_and_how_it_writes() {
     let guest = guest();
     let disks = [guest.disk(8), guest.disk(8)];
-    guest.cache(&disks[0], "sda", "write-through");
-    guest.cache(&disks[1], "sdb", "write-back");
+    guest.cache(&disks[0], "sdb", "write-through");
+    guest.cache(&disks[1], "sda", "write-back");
     assert_eq!(
         guest.caches(),
         [
-            json!({"device": "rc-wt_sda", "cache": "rd0", "source": "sda", "mode": "write-through", "driver": cache_driver()}),
-            json!({"device": "rc-wb_sdb", "cache": "rd1", "source": "sdb", "mode": "writeback", "driver": "dm-writecache"}),
+            json!({"device": "rc-wb_sda", "cache": "rd1", "source": "sda", "mode": "writeback", "driver": "dm-writecache"}),
+            json!({"device": "rc-wt_sdb", "cache": "rd0", "source": "sdb", "mode": "write-through", "driver": cache_driver()}),
         ]
     );
 }

@@ -13,7 +13,7 @@ fn unavailable(guest: &Guest, method: &str, path: &str, words: &[&str]) {
     assert_eq!(reply.field("retry-after"), None, "{reply:?}");
 }
 
-const NEED_RAPIDDISK: [(&str, &str); 7] = [
+const NEED_RAPIDDISK: [(&str, &str); 8] = [
     ("GET", "listRapidDiskVolumes"),
     ("POST", "createRapidDisk/8"),
     ("POST", "resizeRapidDisk/rd0/8"),
@@ -21,59 +21,8 @@ const NEED_RAPIDDISK: [(&str, &str); 7] = [
     ("POST", "removeRapidDisk/rd0"),
     ("POST", "lockRapidDisk/rd0"),
     ("POST", "unlockRapidDisk/rd0"),
+    ("POST", "createRapidDiskCache/rd0/sda/write-through"),
 ];
-
-#[test]
-fn each_call_names_the_module_it_lacks_and_works_once_that_is_loaded() {
-    let guest = guest_after(&[], || ());
-    assert!(!Path::new("/sys/kernel/rapiddisk").exists() && !clean::is_loaded("dm-mod"));
-    assert_eq!(guest.read("checkServiceStatus")["status"], "OK");
-    assert_eq!(guest.read("listAllResources")["resources"][1]["volumes"][0]["device"], "sda");
-    for (method, path) in NEED_RAPIDDISK {
-        unavailable(&guest, method, path, &["rapiddisk", "modprobe rapiddisk"]);
-    }
-    // A cache wants a RAM disk, whatever serves that.
-    guest.post("createRapidDiskCache/rd0/sda/write-through").failure(404, &["rd0"]);
-    unavailable(&guest, "POST", "removeRapidDiskCache/rc-wt_sda", &["modprobe dm-mod"]);
-    unavailable(&guest, "GET", "showRapidDiskCacheStats/rc-wt_sda", &["modprobe dm-mod"]);
-
-    sh("modprobe rapiddisk");
-    assert_eq!(guest.disks().len(), 0);
-    guest.disk(8);
-    for change in ["resizeRapidDisk/rd0/9", "flushRapidDisk/rd0", "lockRapidDisk/rd0", "unlockRapidDisk/rd0"]
-    {
-        guest.change(change);
-    }
-    unavailable(&guest, "POST", "createRapidDiskCache/rd0/sda/write-through", &["modprobe dm-mod"]);
-    unavailable(&guest, "POST", "removeRapidDiskCache/rc-wt_sda", &["modprobe dm-mod"]);
-    assert_eq!(guest.disks().len(), 1);
-
-    // The kernel would load what it can by itself.
-    let helper = sys("/proc/sys/kernel/modprobe").expect("the kernel's helper");
-    sh("modprobe dm-mod");
-    put("/proc/sys/kernel/modprobe", "/nowhere");
-    guest.refuses("createRapidDiskCache/rd0/sda/write-through", 503, &["modprobe rapiddisk-cache"]);
-    guest.refuses("createRapidDiskCache/rd0/sda/write-around", 503, &["modprobe rapiddisk-cache"]);
-    guest.refuses("createRapidDiskCache/rd0/sda/writeback", 503, &["modprobe dm-writecache"]);
-    guest.post("removeRapidDiskCache/rc-wt_sda").failure(404, &["rc-wt_sda"]);
-    sh("modprobe rapiddisk-cache");
-    guest.cache("rd0", "sda", "write-through");
-    crate::support::kernel::settle();
-    guest.change("removeRapidDiskCache/rc-wt_sda");
-    guest.refuses("createRapidDiskCache/rd0/sda/writeback", 503, &["modprobe dm-writecache"]);
-    put("/proc/sys/kernel/modprobe", &helper);
-    sh("modprobe dm-writecache");
-    guest.cache("rd0", "sda", "writeback");
-}
-
-#[test]
-fn a_target_that_the_kernel_can_load_by_itself_is_loaded() {
-    let guest = guest_after(&[], || sh("modprobe -a rapiddisk dm-mod").clear());
-    guest.disk(8);
-    assert!(!clean::is_loaded("dm-writecache"));
-    guest.cache("rd0", "sda", "writeback");
-    assert!(clean::is_loaded("dm-writecache"));
-}
 
 #[test]
 fn the_nvme_lists_name_what_they_lack() {
@@ -114,4 +63,60 @@ fn modules_may_go_and_come_back_under_the_daemon() {
     clean::load();
     guest.disk(8);
     guest.cache("rd0", "sda", "writeback");
+}
+
+/// Where there are RapidDisk's.
+mod rapiddisk {
+    use super::*;
+
+    #[test]
+    fn each_call_names_the_module_it_lacks_and_works_once_that_is_loaded() {
+        let guest = guest_after(&[], || ());
+        assert!(!Path::new("/sys/kernel/rapiddisk").exists() && !clean::is_loaded("dm-mod"));
+        assert_eq!(guest.read("checkServiceStatus")["status"], "OK");
+        assert_eq!(guest.read("listAllResources")["resources"][1]["volumes"][0]["device"], "sda");
+        for (method, path) in NEED_RAPIDDISK {
+            unavailable(&guest, method, path, &["rapiddisk", "modprobe rapiddisk"]);
+        }
+        unavailable(&guest, "POST", "removeRapidDiskCache/rc-wt_sda", &["modprobe dm-mod"]);
+        unavailable(&guest, "GET", "showRapidDiskCacheStats/rc-wt_sda", &["modprobe dm-mod"]);
+
+        sh("modprobe rapiddisk");
+        assert_eq!(guest.disks().len(), 0);
+        guest.disk(8);
+        for change in
+            ["resizeRapidDisk/rd0/9", "flushRapidDisk/rd0", "lockRapidDisk/rd0", "unlockRapidDisk/rd0"]
+        {
+            guest.change(change);
+        }
+        unavailable(&guest, "POST", "createRapidDiskCache/rd0/sda/write-through", &["modprobe dm-mod"]);
+        unavailable(&guest, "POST", "removeRapidDiskCache/rc-wt_sda", &["modprobe dm-mod"]);
+        assert_eq!(guest.disks().len(), 1);
+
+        // The kernel would load what it can by itself.
+        let helper = sys("/proc/sys/kernel/modprobe").expect("the kernel's helper");
+        sh("modprobe dm-mod");
+        put("/proc/sys/kernel/modprobe", "/nowhere");
+        guest.refuses("createRapidDiskCache/rd0/sda/write-through", 503, &["modprobe rapiddisk-cache"]);
+        guest.refuses("createRapidDiskCache/rd0/sda/write-around", 503, &["modprobe rapiddisk-cache"]);
+        guest.refuses("createRapidDiskCache/rd0/sda/writeback", 503, &["modprobe dm-writecache"]);
+        guest.post("removeRapidDiskCache/rc-wt_sda").failure(404, &["rc-wt_sda"]);
+        sh("modprobe rapiddisk-cache");
+        guest.cache("rd0", "sda", "write-through");
+        crate::support::kernel::settle();
+        guest.change("removeRapidDiskCache/rc-wt_sda");
+        guest.refuses("createRapidDiskCache/rd0/sda/writeback", 503, &["modprobe dm-writecache"]);
+        put("/proc/sys/kernel/modprobe", &helper);
+        sh("modprobe dm-writecache");
+        guest.cache("rd0", "sda", "writeback");
+    }
+
+    #[test]
+    fn a_target_that_the_kernel_can_load_by_itself_is_loaded() {
+        let guest = guest_after(&[], || sh("modprobe -a rapiddisk dm-mod").clear());
+        guest.disk(8);
+        assert!(!clean::is_loaded("dm-writecache"));
+        guest.cache("rd0", "sda", "writeback");
+        assert!(clean::is_loaded("dm-writecache"));
+    }
 }

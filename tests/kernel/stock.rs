@@ -4,11 +4,13 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use serde_json::json;
+
 use crate::support::data::{MIB, assert_same_data, assert_zero, noise, read, write};
 use crate::support::kernel::{
     POOL, Process, attribute, device, eventually, loops, names, settle, size, used, works,
 };
-use crate::support::{Guest, guest_after, guest_with, sh, sys};
+use crate::support::{Guest, clean, guest_after, guest_with, sh, sys};
 
 /// A guest that has the loop driver and, if asked for, RapidDisk's modules.
 fn loop_guest(options: &[&str]) -> Guest {
@@ -205,6 +207,19 @@ fn without_either_module_it_says_which_to_load() {
     sh("modprobe loop");
     assert_eq!(guest.disk(8), "rd0");
     eventually("the status has it", || guest.read("checkServiceStatus")["ram_driver"] == "loop");
+    // RAM disks do without device-mapper; caches say what they need.
+    assert!(!clean::is_loaded("dm-mod"));
+    guest.refuses("createRapidDiskCache/rd0/sda/write-through", 503, &["modprobe dm-mod"]);
+    guest.change("resizeRapidDisk/rd0/16");
+    guest.change("flushRapidDisk/rd0");
+    sh("modprobe dm-mod");
+    assert!(!clean::is_loaded("dm-cache"));
+    guest.cache("rd0", "sda", "write-through");
+    eventually("the status has it", || {
+        let status = guest.read("checkServiceStatus");
+        status["cache_driver"] == "dm-cache" && status["policies"] == json!(["write-through", "writeback"])
+    });
+    guest.refuses("createRapidDiskCache/rd0/sdb/write-around", 503, &["write-through", "writeback"]);
     drop(guest);
     for (driver, other) in [("loop", "rapiddisk"), ("rapiddisk", "loop")] {
         let guest = guest_after(&["--ram-driver", driver], || drop(sh(&format!("modprobe {other}"))));

@@ -50,8 +50,10 @@ impl Driver for Loops {
     fn list(&self, root: &Root) -> Result<Vec<RamDisk>> {
         let look = |(name, device): (DiskName, String)| {
             let size = block::size_of_disk(root, &device).filter(|&size| size > 0)?;
-            // Its file may have been unlinked by somebody, and holds memory all the same.
-            let usage = pool::held(root, &name.to_string()).unwrap_or(size).min(size);
+            // Somebody may have unlinked its file, which holds memory all the same; or it is
+            // being removed this moment.
+            let still = || is_over(root, &device, &name.to_string()).then_some(size);
+            let usage = pool::held(root, &name.to_string()).or_else(still)?.min(size);
             let locked = block::is_disk_read_only(root, &device);
             Some(RamDisk { name, size, usage, locked, driver: self.name() })
         };
@@ -187,6 +189,11 @@ pub fn name_of(root: &Root, file: &str) -> Option<DiskName> {
 fn is_attached(root: &Root, device: &str) -> bool {
     // What cannot be read is not known to be gone.
     !matches!(block::loop_backing(root, device), Ok(None))
+}
+
+fn is_over(root: &Root, device: &str, file: &str) -> bool {
+    let backing = block::loop_backing(root, device).ok().flatten();
+    backing.is_some_and(|path| pool::name_in(root, &path) == Some(file))
 }
 
 /// The device over a file of the pool.
