@@ -295,10 +295,10 @@ fn next_jobs(shared: &Shared) -> Option<Vec<Job>> {
     loop {
         if let Some(job) = queue.jobs.pop_front() {
             let mut jobs = vec![job];
-            let (like, others) =
-                queue.jobs.drain(..).partition::<VecDeque<_>, _>(|job| job.is_like(&jobs[0]));
-            queue.jobs = others;
-            jobs.extend(like);
+            let mut at = 0;
+            while at < queue.jobs.len() {
+                if queue.jobs[at].is_like(&jobs[0]) { jobs.extend(queue.jobs.remove(at)) } else { at += 1 }
+            }
             return Some(jobs);
         }
         if queue.closed {

@@ -141,19 +141,25 @@ pub fn all_hardware(root: &Root) -> Result<Vec<Hardware>> {
 fn hardware(disks: &Dir, name: String) -> Option<Hardware> {
     // Everything below belongs to this one device, whoever gets its name next.
     let disk = disks.dir(&name)?;
-    let stands_alone = ["md", "pmem", "loop"].iter().any(|start| name.starts_with(start));
-    if !(stands_alone || disk.exists("device")) || disk.number("hidden") == Some(1) {
+    let identity = |part| disk.attribute(part).filter(|text| !text.is_empty());
+    let (vendor, model) = (identity("device/vendor"), identity("device/model"));
+    // What has an identity has a device.
+    let is_listed = |name: &str| ["md", "pmem", "loop"].iter().any(|start| name.starts_with(start));
+    if vendor.is_none() && model.is_none() && !is_listed(&name) && !disk.exists("device") {
+        return None;
+    }
+    // The paths of a multipath disk: NVMe alone has them.
+    if name.starts_with("nvme") && disk.number("hidden") == Some(1) {
         return None;
     }
     let size = disk.number("size")?.checked_mul(SECTOR)?;
-    let identity = |part| disk.attribute(part).filter(|text| !text.is_empty());
     Some(Hardware {
         // Only asked of a drive without a medium.
         removable: size == 0 && disk.number("removable") == Some(1),
-        vendor: identity("device/vendor"),
-        model: identity("device/model"),
         name,
         size,
+        vendor,
+        model,
     })
 }
 
