@@ -83,6 +83,11 @@ pub fn service(health: &Health) -> Value {
     body
 }
 
+/// An object with one field, an array. `json!` would copy what is in it.
+fn list(field: &str, values: impl IntoIterator<Item = Value>) -> Value {
+    Value::Object([(field.to_owned(), values.into_iter().collect())].into_iter().collect())
+}
+
 /// `listAllResources`.
 pub fn resources(resources: &Resources) -> Value {
     let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "UNAVAILABLE".to_owned());
@@ -91,9 +96,9 @@ pub fn resources(resources: &Resources) -> Value {
             "device": disk.name, "size": disk.size, "vendor": known(&disk.vendor), "model": known(&disk.model)
         })
     };
-    let memory = json!([{"mem_total": resources.memory.total, "mem_free": resources.memory.free}]);
-    let disks: Vec<_> = resources.disks.iter().map(disk).collect();
-    json!({"resources": [{"memory": memory}, {"volumes": disks}]})
+    let memory = json!({"mem_total": resources.memory.total, "mem_free": resources.memory.free});
+    let disks = resources.disks.iter().map(disk);
+    list("resources", [list("memory", [memory]), list("volumes", disks)])
 }
 
 /// `listRapidDiskVolumes`.
@@ -116,9 +121,8 @@ pub fn volumes(volumes: &Volumes) -> Value {
             "driver": cache.driver.as_str(),
         })
     };
-    let disks: Vec<_> = volumes.disks.iter().map(disk).collect();
-    let caches: Vec<_> = volumes.caches.iter().map(cache).collect();
-    json!({"volumes": [{"rapiddisk": disks}, {"rapiddisk_cache": caches}]})
+    let (disks, caches) = (volumes.disks.iter().map(disk), volumes.caches.iter().map(cache));
+    list("volumes", [list("rapiddisk", disks), list("rapiddisk_cache", caches)])
 }
 
 /// `showRapidDiskCacheStats`.
@@ -164,15 +168,12 @@ pub fn targets(targets: &[Target], ports: &[Port]) -> Value {
         link
     };
     let links = ports.iter().flat_map(|port| port.subsystems.iter().map(move |nqn| link(port, nqn)));
-    json!({"targets": [
-        {"nvmet_targets": targets.iter().map(target).collect::<Vec<_>>()},
-        {"nvmet_ports": links.collect::<Vec<_>>()},
-    ]})
+    list("targets", [list("nvmet_targets", targets.iter().map(target)), list("nvmet_ports", links)])
 }
 
 /// `listAllNVMePorts`.
 pub fn ports(ports: &[Port]) -> Value {
-    json!({"targets": [{"nvmet_ports": ports.iter().map(port).collect::<Vec<_>>()}]})
+    list("targets", [list("nvmet_ports", ports.iter().map(port))])
 }
 
 fn port(port: &Port) -> Value {

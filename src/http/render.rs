@@ -12,7 +12,7 @@ const ALWAYS: &str = "X-Content-Type-Options: nosniff\r\nCache-Control: no-store
 const NO_LENGTH: &[u8] = b"Content-Length: 0\r\n\r\n";
 
 /// What an answer's form depends on besides the answer itself.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Shape {
     /// The body is left out, but not its length.
     pub head_only: bool,

@@ -256,6 +256,7 @@ impl Front {
             self.listen_for(EventFlags::IN);
             accepting = true;
         }
+        self.pool.wake();
         // Last, so that nothing gives way to a new connection that has just brought a request.
         if accepting {
             self.accept_all();

@@ -3,6 +3,9 @@
 //! A worker writes its answer to the socket itself, since the socket takes it at once in nearly
 //! every case, and then says so in a list that the I/O thread reads. It rings the I/O thread's
 //! bell only where that thread must act: see [`Line`].
+//!
+//! Equal reads that wait together get one answer: what is looked up after all of them were
+//! complete is as true for each as if it had been looked up for it alone.
 
 use super::audit;
 use super::render::{Rendered, Shape, render};
@@ -86,6 +89,18 @@ pub(super) struct Job {
     pub since: Instant,
 }
 
+impl Job {
+    /// Whether the two can have one answer, the same to the byte.
+    fn is_like(&self, other: &Job) -> bool {
+        let asks = |job: &Job| !job.is_change && job.request.body.is_empty();
+        asks(self)
+            && asks(other)
+            && self.request.target == other.request.target
+            && self.request.method == other.request.method
+            && self.shape == other.shape
+    }
+}
+
 /// What became of a job.
 pub(super) struct Done {
     pub token: u64,
@@ -136,6 +151,8 @@ pub(super) struct Pool {
     shared: Arc<Shared>,
     most_changes: usize,
     most_queued: usize,
+    /// Workers to wake.
+    wakes: usize,
 }
 
 impl Pool {
@@ -159,7 +176,7 @@ impl Pool {
             bell,
             changes: AtomicUsize::new(0),
         });
-        let mut pool = Pool { shared, most_changes: 0, most_queued: queue };
+        let mut pool = Pool { shared, most_changes: 0, most_queued: queue, wakes: 0 };
         let wanted = workers.max(2);
         let mut started = 0;
         while started < wanted {
@@ -196,17 +213,24 @@ impl Pool {
     }
 
     /// Hands a request to a worker, after `room` found that there is room: only one thread does
-    /// both, so there still is. `awaited`: the bell is rung at its end in any case.
-    pub fn submit(&self, job: Job, awaited: bool) {
+    /// both, so there still is. `awaited`: the bell is rung at its end in any case. An idle worker
+    /// sees it after [`Pool::wake`].
+    pub fn submit(&mut self, job: Job, awaited: bool) {
         if job.is_change {
             self.shared.changes.fetch_add(1, Ordering::AcqRel);
         }
         job.line.start(awaited);
         let mut queue = lock(&self.shared.queue);
+        // Who comes for the one takes the other along.
+        if queue.idle > 0 && !queue.jobs.iter().any(|other| other.is_like(&job)) {
+            self.wakes += 1;
+        }
         queue.jobs.push_back(job);
-        let wake = queue.idle > 0;
-        drop(queue);
-        if wake {
+    }
+
+    /// Wakes workers for what was submitted: once for all that came together.
+    pub fn wake(&mut self) {
+        for _ in 0..std::mem::take(&mut self.wakes) {
             self.shared.work.notify_one();
         }
     }
@@ -238,31 +262,44 @@ impl Drop for Pool {
 }
 
 fn work(shared: &Shared) {
-    while let Some(job) = next_job(shared) {
+    while let Some(jobs) = next_jobs(shared) {
         let service = &*shared.service;
+        let job = &jobs[0];
         let rendered = respond(service, &job.shape, || service.answer(&job.request));
         if job.is_change {
             shared.changes.fetch_sub(1, Ordering::AcqRel);
             let status = rendered.as_ref().map_or(500, |rendered| rendered.status);
             audit::done(&job.request, status, job.since.elapsed());
         }
-        let answer = rendered.and_then(|Rendered { bytes, .. }| {
-            let written = job.line.write(&bytes).ok()?;
-            Some((bytes, written))
-        });
-        let unsent = answer.as_ref().is_none_or(|(bytes, written)| *written < bytes.len());
-        lock(&shared.done).push(Done { token: job.token, at: Instant::now(), answer });
-        if job.line.end() || unsent {
+        let mut awaited = false;
+        for job in &jobs {
+            let answer = rendered.as_ref().and_then(|Rendered { bytes, .. }| {
+                let written = job.line.write(bytes).ok()?;
+                // What is written need not be kept.
+                Some(if written < bytes.len() { (bytes.clone(), written) } else { (Vec::new(), 0) })
+            });
+            let is_unsent = answer.as_ref().is_none_or(|(bytes, _)| !bytes.is_empty());
+            // At once: its client may be back already, and counts twice until this is taken.
+            lock(&shared.done).push(Done { token: job.token, at: Instant::now(), answer });
+            awaited |= job.line.end() | is_unsent;
+        }
+        if awaited {
             ring(&shared.bell);
         }
     }
 }
 
-fn next_job(shared: &Shared) -> Option<Job> {
+/// The oldest job, and all that can have its answer.
+fn next_jobs(shared: &Shared) -> Option<Vec<Job>> {
     let mut queue = lock(&shared.queue);
     loop {
         if let Some(job) = queue.jobs.pop_front() {
-            return Some(job);
+            let mut jobs = vec![job];
+            let mut at = 0;
+            while at < queue.jobs.len() {
+                if queue.jobs[at].is_like(&jobs[0]) { jobs.extend(queue.jobs.remove(at)) } else { at += 1 }
+            }
+            return Some(jobs);
         }
         if queue.closed {
             return None;

@@ -16,9 +16,12 @@ pub mod signal;
 use std::fmt;
 use std::fs;
 use std::io::{self, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, open, openat, statat};
+use rustix::io::Errno;
 
 /// The largest kernel text that is read into memory, in bytes. A busy host's
 /// `mountinfo` is far below it.
@@ -54,12 +57,7 @@ impl Root {
     /// Reads a one-value attribute without the white space around it; `None`
     /// where there is no such file or the kernel has nothing to say.
     pub fn attribute(&self, below: impl AsRef<Path>) -> Option<String> {
-        // One page at most, and complete in one read: sysfs(5).
-        let mut page = [0; 4096];
-        let file =
-            rustix::fs::open(self.path(below), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-        let length = rustix::io::read(&file, &mut page).ok()?;
-        Some(String::from_utf8_lossy(&page[..length]).trim().to_owned())
+        attribute(CWD, &self.path(below))
     }
 
     /// The same where "cannot be read" must not pass for "is not there".
@@ -78,27 +76,84 @@ impl Root {
 
     /// The names in a directory, in no order; empty where it does not exist.
     pub fn names(&self, below: impl AsRef<Path>) -> Result<Vec<String>> {
+        self.dir(below)?.map_or(Ok(Vec::new()), |dir| dir.names())
+    }
+
+    /// Opens a directory; `None` where it does not exist.
+    pub fn dir(&self, below: impl AsRef<Path>) -> Result<Option<Dir>> {
         let path = self.path(below);
-        let context = |error: io::Error| Error::new(format!("list {}", path.display()), &error);
-        let entries = match fs::read_dir(&path) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(context(error)),
-        };
-        let mut names = Vec::new();
-        for entry in entries {
-            // A name that is not UTF-8 is none of the kernel's own.
-            if let Ok(name) = entry.map_err(context)?.file_name().into_string() {
-                names.push(name);
-            }
+        match open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(fd) => Ok(Some(Dir { fd, path })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(Error::new(format!("list {}", path.display()), &errno.into())),
         }
-        Ok(names)
     }
 
     /// Whether the path exists.
     pub fn exists(&self, below: impl AsRef<Path>) -> bool {
         fs::symlink_metadata(self.path(below)).is_ok()
     }
+}
+
+/// An open directory: what is below it is found without the way to it, and belongs to
+/// the same object, whatever takes its name meanwhile.
+#[derive(Debug)]
+pub struct Dir {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Dir {
+    /// A directory below, links followed; `None` without it.
+    pub fn dir(&self, below: &str) -> Option<Dir> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = openat(&self.fd, below, flags, Mode::empty()).ok()?;
+        Some(Dir { fd, path: self.path.join(below) })
+    }
+
+    /// The names in it, in no order. Once only: the place in the list is the descriptor's.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let mut buffer = [const { MaybeUninit::uninit() }; 4096];
+        let mut entries = RawDir::new(&self.fd, &mut buffer);
+        let mut names = Vec::new();
+        while let Some(entry) = entries.next() {
+            let context = |errno: Errno| Error::new(format!("list {}", self.path.display()), &errno.into());
+            let entry = entry.map_err(context)?;
+            // A name that is not UTF-8 is none of the kernel's own.
+            names.extend(
+                entry
+                    .file_name()
+                    .to_str()
+                    .ok()
+                    .filter(|name| !matches!(*name, "." | ".."))
+                    .map(str::to_owned),
+            );
+        }
+        Ok(names)
+    }
+
+    /// Whether the path exists.
+    pub fn exists(&self, below: &str) -> bool {
+        statat(&self.fd, below, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// As [`Root::attribute`].
+    pub fn attribute(&self, below: &str) -> Option<String> {
+        attribute(self.fd.as_fd(), Path::new(below))
+    }
+
+    /// As [`Root::number`].
+    pub fn number(&self, below: &str) -> Option<u64> {
+        self.attribute(below)?.parse().ok()
+    }
+}
+
+fn attribute(at: BorrowedFd<'_>, path: &Path) -> Option<String> {
+    // One page at most, and complete in one read: sysfs(5).
+    let mut page = [0; 4096];
+    let file = openat(at, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let length = rustix::io::read(&file, &mut page).ok()?;
+    Some(String::from_utf8_lossy(&page[..length]).trim().to_owned())
 }
 
 /// What the kernel refused, and why.
@@ -126,12 +181,11 @@ impl Error {
 
     /// Whether what was asked about is not there, or went away meanwhile.
     pub fn is_gone(&self) -> bool {
-        use rustix::io::Errno;
         [Errno::NOENT, Errno::SRCH, Errno::NODEV, Errno::NXIO].iter().any(|&errno| self.is(errno))
     }
 
     /// Whether the errno is this one.
-    pub fn is(&self, errno: rustix::io::Errno) -> bool {
+    pub fn is(&self, errno: Errno) -> bool {
         self.errno == errno.raw_os_error()
     }
 }

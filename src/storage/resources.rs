@@ -2,7 +2,7 @@
 
 use super::names::natural;
 use super::{Result, Storage};
-use crate::kernel::block;
+use crate::kernel::block::{self, Hardware};
 use crate::kernel::process::{self, Memory};
 
 /// What the machine has.
@@ -30,29 +30,18 @@ pub struct Disk {
 impl Storage {
     /// Memory and disks.
     pub fn resources(&self) -> Result<Resources> {
-        let names = block::disks(&self.root)?;
-        let mut disks: Vec<_> = names.into_iter().filter_map(|name| self.disk(name)).collect();
+        let all = block::all_hardware(&self.root)?.into_iter();
+        let mut disks: Vec<_> = all.filter(|it| !self.is_ram_disk(&it.name)).filter_map(disk).collect();
         disks.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
         Ok(Resources { memory: process::memory(), disks })
     }
+}
 
-    /// The disk of that name, if it is a real one.
-    fn disk(&self, name: String) -> Option<Disk> {
-        let is_array = name.starts_with("md");
-        if !(is_array || name.starts_with("pmem") || block::has_device(&self.root, &name)) {
-            return None;
-        }
-        let hardware = block::hardware(&self.root, &name);
-        if hardware.hidden || self.is_ram_disk(&name) {
-            return None;
-        }
-        let size = block::size_of_disk(&self.root, &name)?;
-        // No medium in the drive, no array behind the number.
-        if size == 0 && (hardware.removable || is_array || name.starts_with("sr")) {
-            return None;
-        }
-        Some(Disk { vendor: hardware.vendor, model: hardware.model, size, name })
-    }
+/// The disk, unless there is no medium in the drive, or no array behind the number.
+fn disk(hardware: Hardware) -> Option<Disk> {
+    let Hardware { name, size, removable, vendor, model } = hardware;
+    let is_empty = size == 0 && (removable || name.starts_with("md") || name.starts_with("sr"));
+    (!is_empty).then_some(Disk { name, size, vendor, model })
 }
 
 #[cfg(test)]

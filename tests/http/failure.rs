@@ -50,7 +50,7 @@ fn places(program: &Program) -> Vec<String> {
 /// sees it.
 pub fn where_lists_never_end() -> Command {
     let disk =
-        "mount -t tmpfs none /sys/block && mkdir -p /sys/block/sdz/device && mkfifo /sys/block/sdz/hidden";
+        "mount -t tmpfs none /sys/block && mkdir -p /sys/block/sdz/device && mkfifo /sys/block/sdz/size";
     let mut command = Command::new("unshare");
     command.args(["-m", "sh", "-c", &format!("{disk} && exec \"$0\" \"$@\""), PROGRAM]);
     command
@@ -62,9 +62,10 @@ fn neither_held_workers_nor_a_full_log_hold_up_that_end() {
     fill(&mut writer);
     let command = where_lists_never_end();
     let mut program = Program::start_by(command, Ipv4Addr::LOCALHOST, &["--workers", "3"], writer.into());
-    let ask = |_| {
+    let ask = |number| {
         let mut client = Client::new(TcpStream::connect((Ipv4Addr::LOCALHOST, program.port)).unwrap());
-        client.send("GET /v1/listAllResources HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        // Equal ones could share a worker.
+        client.send(&format!("GET /v1/listAllResources?{number} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
         client
     };
     let _clients: Vec<_> = (0..3).map(ask).collect();

@@ -104,6 +104,8 @@ fn ask_at(address: SocketAddr, request: &str, fields: &str) -> Reply {
 /// Refused changes are logged, as many as the log takes in a second and then some more seconds'.
 fn goes_on_without_its_log(stderr: Stdio) {
     let mut program = Program::start(Ipv4Addr::LOCALHOST, &[], stderr);
+    // The port is open before there are workers.
+    assert_eq!(program.status(READ, ""), 200);
     let threads = program.threads();
     let long = format!("{CHANGE}?{}", "\"".repeat(1900));
     let begin = Instant::now();

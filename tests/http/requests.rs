@@ -2,6 +2,8 @@
 
 use crate::daemon::*;
 use rapiddiskd::http::Limits;
+use std::thread;
+use std::time::Duration;
 
 #[test]
 fn requests_are_answered_by_workers_and_at_once() {
@@ -152,4 +154,25 @@ fn a_panic_is_answered_with_500_and_costs_nothing_else() {
     }
     client.send("GET /after HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(client.reply().body, "GET /after");
+}
+
+#[test]
+fn equal_reads_that_wait_together_get_one_answer() {
+    let daemon = start(Limits { workers: 2, ..Limits::default() });
+    let ask = |request: &str| {
+        let mut client = daemon.connect();
+        client.send(&format!("{request} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+        thread::sleep(Duration::from_millis(50));
+        client
+    };
+    let mut held = ["GET /wait/1", "POST /wait/2"].map(ask);
+    let mut equal = ["GET /wait/3"; 3].map(ask);
+    let mut other = ask("HEAD /wait/3");
+    // Each takes one: the two that run, the three together, and the other one.
+    for _ in 0..4 {
+        daemon.gate.send(()).unwrap();
+    }
+    assert_eq!(held.each_mut().map(|client| client.reply().body), ["GET /wait/1", "POST /wait/2"]);
+    assert_eq!(equal.each_mut().map(|client| client.reply().body), ["GET /wait/3"; 3]);
+    assert!(other.bare_head().starts_with("HTTP/1.1 200 "));
 }

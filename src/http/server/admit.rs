@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Descriptors that are neither connections' nor listeners': standard ones, epoll, what wakes us,
 /// one at the door, and for each worker what a handler opens.
 const OTHER_FILES: usize = 16;
-const WORKER_FILES: usize = 2;
+const WORKER_FILES: usize = 3;
 const FEWEST_CONNECTIONS: usize = 8;
 
 /// How often the log says that accepting rests.
