@@ -217,17 +217,14 @@ fn what_is_read_again_comes_from_memory() {
         source_reads() - before
     };
     let first = pass();
-    // What was found to be hot is copied meanwhile.
-    let promotions = || guest.stats(&cache)["promotions"].as_u64().expect("a number");
-    let mut seen = u64::MAX;
-    eventually("it is copied", || std::mem::replace(&mut seen, promotions()) == seen);
-    let (second, third) = (pass(), pass());
-    assert!(second < first / 2, "sectors read from the source: {first}, then {second}");
-    assert!(third <= second && third < first / 10, "{first}, {second}, {third}");
+    // The policy looks once a second what is hot, and copies that meanwhile.
+    let passes: Vec<_> = (0..20).map(|_| pass()).collect();
+    let last = passes[passes.len() - 1];
+    assert!(first > 0 && last < first / 10, "sectors read from the source: {first}, then {passes:?}");
     let stats = guest.stats(&cache);
     let count = |name: &str| stats[name].as_u64().unwrap_or_else(|| panic!("no {name} in {stats}"));
     // Who looks at a new device reads, too.
-    assert!(count("reads") >= 3 * 512 && count("cache_hits") > 512, "{stats}");
+    assert!(count("reads") >= 21 * 512 && count("cache_hits") > 512, "{stats}");
     assert_eq!(count("reads"), count("read_hits") + count("read_misses"));
     assert_eq!((count("writes"), count("dirty"), count("uncached_reads")), (0, 0, 0));
     assert!(count("promotions") >= 60 && count("used_cache_blocks") == count("promotions"), "{stats}");
