@@ -1,14 +1,17 @@
 //! The machine's memory and name, and what the process gives up once it has opened its
 //! ports.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
+use rustix::io::Errno;
 use rustix::process::{
     DumpableBehavior, Pid, Resource, Rlimit, WaitOptions, set_dumpable_behavior, setrlimit, umask, waitpid,
 };
+use rustix::stdio::{dup2_stderr, dup2_stdout};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_no_new_privs};
 
 /// Memory of the machine, in bytes.
@@ -75,14 +78,37 @@ unsafe extern "C" {
 
 /// Runs `work` in a process of its own, for a bounded time: a thread that a device
 /// holds in the kernel keeps its whole process from ending, and whoever waits for
-/// that. Gives what `work` does, or `None` if it is not through by then; it goes on.
-/// Call it while there is one thread: the others would not be there in the new one.
+/// that, or for the end of what it prints; so that goes through this one, to stderr.
+/// Gives what `work` does, or `None` if it is not through by then; it goes on. Call it
+/// while there is one thread: the others would not be there in the new one.
 pub fn aside(patience: Duration, work: impl FnOnce() -> bool) -> io::Result<Option<bool>> {
+    let (mut printed, writer) = io::pipe()?;
     let child = match fork() {
-        0 => std::process::exit(i32::from(!work())),
+        0 => {
+            let redirected = dup2_stdout(&writer).and_then(|()| dup2_stderr(&writer));
+            drop((printed, writer));
+            std::process::exit(i32::from(redirected.is_err() || !work()))
+        }
         child => Pid::from_raw(child).filter(|_| child > 0).ok_or_else(io::Error::last_os_error)?,
     };
+    drop(writer);
     let deadline = Instant::now() + patience;
+    let mut buffer = [0; 4096];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&printed, PollFlags::IN)], Some(&left)) {
+            Ok(0) => break,
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno.into()),
+        }
+        match printed.read(&mut buffer)? {
+            0 => break,
+            // Where nobody takes it there is nobody to tell.
+            length => drop(io::stderr().write_all(&buffer[..length])),
+        }
+    }
     loop {
         if let Some((_, status)) = waitpid(Some(child), WaitOptions::NOHANG)? {
             return Ok(Some(status.exit_status() == Some(0)));
