@@ -21,8 +21,8 @@ print-%:
 fixups:
 	$(RAPIDDISKD_LINUX_CONFIG_FIXUPS)
 
-# @D is what the hooks take for the build directory.
-$(BUILD_DIR)/vendor:
+# The hooks take @D for the build directory.
+$(BUILD_DIR)/VENDOR:
 	$(foreach hook,$(RAPIDDISKD_PRE_CONFIGURE_HOOKS),$($(hook)))
 
 install:

@@ -1,6 +1,5 @@
 #!/bin/sh
-# The overlay's inittab starts these itself: the daemon under respawn, and the
-# network with what the data partition says.
+# init starts the daemon itself, under respawn, as the overlay's inittab says.
 set -e
 
-rm -f "$TARGET_DIR/etc/init.d/S40network" "$TARGET_DIR/etc/init.d/S60rapiddiskd"
+rm -f "$TARGET_DIR/etc/init.d/S60rapiddiskd"
