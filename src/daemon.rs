@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
@@ -19,10 +20,33 @@ use crate::logger::{self, Logger};
 use crate::notify::{Manager, Probe};
 use crate::storage::{self, CacheDriver, MemoryLimit, Storage};
 
+/// How long the service waits for the repair of what an earlier daemon left.
+const RECOVER_PATIENCE: Duration = Duration::from_secs(10);
+
 /// The threads that watch do little on their stacks.
 const WATCH_STACK: usize = 256 << 10;
 
-/// Starts a thread that runs as long as the process.
+/// Repairs what an earlier daemon left, for as long as that may take: a device that held
+/// that one up must not hold up this one.
+fn recover(storage: &Arc<Storage>) {
+    let (done, is_done) = mpsc::channel();
+    let broken = Arc::clone(storage);
+    let repair = move || {
+        for repaired in broken.recover() {
+            warn!("left by an earlier run: {repaired}");
+        }
+        let _ = done.send(());
+    };
+    match spawn("recover", repair) {
+        Ok(()) => match is_done.recv_timeout(RECOVER_PATIENCE) {
+            Err(RecvTimeoutError::Timeout) => warn!("what an earlier run left is still being repaired"),
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => {}
+        },
+        Err(error) => warn!("what an earlier run left is not repaired: {error}"),
+    }
+}
+
+/// Starts a thread that nobody waits for.
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
     thread::Builder::new().name(name.into()).stack_size(WATCH_STACK).spawn(run).map(drop)
 }
@@ -89,9 +113,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
     logger.start().map_err(failed("cannot start the log's thread"))?;
     let root = Root::new("/");
     let storage = Arc::new(Storage::new(root, config.memory_limit, config.ram_driver, config.cache_driver));
-    for repaired in storage.recover() {
-        warn!("left by an earlier run: {repaired}");
-    }
+    recover(&storage);
     storage.look();
     let watched = Arc::clone(&storage);
     if let Err(error) = spawn("watch", move || watched.watch()) {

@@ -31,6 +31,9 @@ const AWAITED: u8 = 1;
 /// No worker has anything of this connection.
 const DONE: u8 = 2;
 
+/// Different requests for which workers are not woken yet; equal ones need but one.
+const FEW: usize = 4;
+
 /// A connection's socket, held by the I/O thread and, while a request of it is being answered, by
 /// one worker.
 ///
@@ -84,6 +87,8 @@ pub(super) struct Job {
     pub line: Arc<Line>,
     pub request: Request,
     pub is_change: bool,
+    /// No other that waits has the same answer, or this one is the first of those.
+    pub leads: bool,
     pub shape: Shape,
     /// When it was complete.
     pub since: Instant,
@@ -206,7 +211,8 @@ impl Pool {
         if is_change && self.shared.changes.load(Ordering::Acquire) >= self.most_changes {
             return Err("As many changes as the daemon allows are under way; try again.");
         }
-        if lock(&self.shared.queue).jobs.len() >= self.most_queued {
+        // Those that get the answer of another cost nothing to answer.
+        if lock(&self.shared.queue).jobs.iter().filter(|job| job.leads).count() >= self.most_queued {
             return Err("Too many requests are waiting; try again.");
         }
         Ok(())
@@ -215,20 +221,23 @@ impl Pool {
     /// Hands a request to a worker, after `room` found that there is room: only one thread does
     /// both, so there still is. `awaited`: the bell is rung at its end in any case. An idle worker
     /// sees it after [`Pool::wake`].
-    pub fn submit(&mut self, job: Job, awaited: bool) {
+    pub fn submit(&mut self, mut job: Job, awaited: bool) {
         if job.is_change {
             self.shared.changes.fetch_add(1, Ordering::AcqRel);
         }
         job.line.start(awaited);
         let mut queue = lock(&self.shared.queue);
         // Who comes for the one takes the other along.
-        if queue.idle > 0 && !queue.jobs.iter().any(|other| other.is_like(&job)) {
-            self.wakes += 1;
-        }
+        job.leads = !queue.jobs.iter().any(|other| other.is_like(&job));
+        self.wakes += usize::from(job.leads && queue.idle > 0);
         queue.jobs.push_back(job);
+        drop(queue);
+        if self.wakes >= FEW {
+            self.wake();
+        }
     }
 
-    /// Wakes workers for what was submitted: once for all that came together.
+    /// Wakes workers for what was submitted: equal requests come together.
     pub fn wake(&mut self) {
         for _ in 0..std::mem::take(&mut self.wakes) {
             self.shared.work.notify_one();
@@ -280,7 +289,9 @@ fn work(shared: &Shared) {
             });
             let is_unsent = answer.as_ref().is_none_or(|(bytes, _)| !bytes.is_empty());
             // At once: its client may be back already, and counts twice until this is taken.
-            lock(&shared.done).push(Done { token: job.token, at: Instant::now(), answer });
+            // Under the lock: once that is taken, the line may be the next request's.
+            let mut done = lock(&shared.done);
+            done.push(Done { token: job.token, at: Instant::now(), answer });
             awaited |= job.line.end() | is_unsent;
         }
         if awaited {

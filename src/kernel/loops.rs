@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::io::Errno;
-use rustix::ioctl::{Getter, IntegerSetter, Ioctl, IoctlOutput, NoArg, Opcode, Setter, ioctl, opcode};
+use rustix::ioctl::{Getter, Ioctl, IoctlOutput, NoArg, Opcode, Setter, ioctl, opcode};
 
 use super::block::{self, Access};
 use super::{Error, Result, Root};
@@ -18,7 +18,6 @@ const SET_STATUS64: Opcode = 0x4C04;
 const GET_STATUS64: Opcode = 0x4C05;
 const SET_CAPACITY: Opcode = 0x4C07;
 const CONFIGURE: Opcode = 0x4C0A;
-const CTL_REMOVE: Opcode = 0x4C81;
 const CTL_GET_FREE: Opcode = 0x4C82;
 /// `BLKDISCARD`, `_IO(0x12, 119)` with a pointer to two u64: start and length.
 const DISCARD: Opcode = opcode::none(0x12, 119);
@@ -134,9 +133,14 @@ pub fn attach(root: &Root, file: &File) -> Result<(String, File)> {
         };
         // SAFETY: LOOP_CONFIGURE reads one struct loop_config at the pointer.
         match unsafe { ioctl(&disk, Setter::<CONFIGURE, Config>::new(config)) } {
-            Err(Errno::BUSY) if !is_last => {}
-            done => return done.map_err(failed("LOOP_CONFIGURE")).map(|()| (name, disk)),
+            Err(Errno::BUSY) if !is_last => continue,
+            done => done.map_err(failed("LOOP_CONFIGURE"))?,
         }
+        // What an earlier user of the device had made read-only is so still.
+        return match block::set_read_only(&disk, false) {
+            Ok(()) => Ok((name, disk)),
+            Err(error) => detach(&disk).and(Err(error)),
+        };
     }
 }
 
@@ -171,19 +175,9 @@ pub fn discard(disk: &File, bytes: u64) -> Result<()> {
     unsafe { ioctl(disk, Setter::<DISCARD, [u64; 2]>::new([0, bytes])) }.map_err(failed("BLKDISCARD"))
 }
 
-/// Removes a detached device that the driver did not make by itself when it was
-/// loaded. That is only tidy: it stays where somebody has it open.
-pub fn tidy(root: &Root, name: &str) {
-    let made_at_load = root.number("sys/module/loop/parameters/max_loop").unwrap_or(8);
-    let number = name.strip_prefix("loop").and_then(|number| number.parse().ok());
-    let Some(number) = number.filter(|&number: &usize| number as u64 >= made_at_load) else { return };
-    if let Ok(control) = control(root) {
-        // SAFETY: LOOP_CTL_REMOVE takes a number.
-        let _ = unsafe { ioctl(&control, IntegerSetter::<CTL_REMOVE>::new_usize(number)) };
-    }
-}
-
-fn control(root: &Root) -> Result<File> {
+/// Opens the driver, which loads its module where the kernel can. ENOENT, ENODEV or
+/// ENXIO: it is not loaded.
+pub fn control(root: &Root) -> Result<File> {
     let path = root.path(CONTROL);
     let context = |error| Error::new(format!("open {}", path.display()), &error);
     File::options().read(true).write(true).open(&path).map_err(context)

@@ -39,13 +39,13 @@ pub fn is_mounted(root: &Root) -> bool {
     statfs(&dir).is_ok_and(|stat| stat.f_type as u64 == TMPFS) && dev(dir.join("..")) != dev(dir)
 }
 
-/// Mounts it if it is not mounted, for root alone; gives it room for `bytes`.
-/// EINVAL: there is more in it than that.
+/// Mounts it if it is not mounted, for root alone; gives it room for `bytes`, and for
+/// what its files may grow to.
 pub fn mount_for(root: &Root, bytes: u64) -> Result<()> {
     let dir = root.path(DIR);
     let context = |error: io::Error| Error::new(format!("mount a tmpfs on {}", dir.display()), &error);
     // A file system that is full below its limit would be full too early.
-    let size = bytes.next_multiple_of(rustix::param::page_size() as u64);
+    let size = bytes.max(promised(root)?).next_multiple_of(rustix::param::page_size() as u64);
     if is_mounted(root) {
         let stat = statfs(&dir).map_err(|errno| context(errno.into()))?;
         if stat.f_blocks.checked_mul(stat.f_bsize as u64) == Some(size) {
@@ -107,6 +107,12 @@ pub fn remove(root: &Root, name: &str) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// What its files may hold together, in bytes.
+pub fn promised(root: &Root) -> Result<u64> {
+    let length = |name: &String| fs::metadata(path(root, name)).map_or(0, |node| node.len());
+    Ok(names(root)?.iter().map(length).fold(0, u64::saturating_add))
 }
 
 /// The memory that a file holds, in bytes; `None` if it is gone.

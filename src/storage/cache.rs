@@ -106,6 +106,7 @@ impl Storage {
             Key::Mapping(name.to_string()),
         ])?;
         let ram = self.existing(disk)?;
+        self.check_node(&ram)?;
         let size = ram.size;
         // Numbers of loop and mapped devices are used again.
         if self.source(source)? != (source_dev, source_name.clone()) {
@@ -157,9 +158,9 @@ impl Storage {
                 .create(name.as_dm(), &uuid(name.as_dm()))
                 .map_err(|error| made_meanwhile(&name, error))?;
             undo.push(format!("making {name}"), || Ok(retry_busy(|| control.remove(name.as_dm()))?));
-            control
-                .load(name.as_dm(), &target)
-                .map_err(|error| self.cache_driver.load_refused(&control, driver, &name, error))?;
+            control.load(name.as_dm(), &target).map_err(|error| {
+                self.cache_driver.load_refused(&self.root, &control, driver, &name, error)
+            })?;
             control.resume(name.as_dm()).map_err(Error::kernel(format!("cannot start {name}")))?;
             undo.push(format!("making /dev/mapper/{name}"), || node::remove(&self.root, &name));
             node::make(&self.root, &name, dev)
@@ -171,7 +172,14 @@ impl Storage {
     /// Removes a cache. Writeback: only once all its data is on the source.
     pub fn remove_cache(&self, name: &CacheName) -> Result<()> {
         let control = self.control()?;
-        let parts = self.parts(&control, name)?;
+        let parts = match self.parts(&control, name) {
+            // What an earlier removal, or somebody else's, left behind holds the RAM disk.
+            Err(Error::NotFound(_)) if dmcache::has_parts(&control, name) => {
+                let _held = self.hold(vec![Key::Mapping(name.to_string())])?;
+                return self.remove_parts(name);
+            }
+            parts => parts?,
+        };
         let devices = [&parts.disk, &parts.source].map(|device| Key::Device(device.clone()));
         let keys = devices.into_iter().chain([Key::Mapping(name.to_string())]).collect();
         let _held = self.hold(keys)?;
@@ -180,6 +188,9 @@ impl Storage {
             return Err(Error::Conflict(format!("{name} has just been changed; try again")));
         }
         self.check_closed(name, &info(&control, name)?)?;
+        if parts.driver == Driver::DmCache {
+            self.check_parts_closed(&control, name)?;
+        }
         Undo::run(|undo| {
             if parts.driver == Driver::Writecache {
                 writeback::write_back(&control, name)?;

@@ -60,15 +60,17 @@ impl Storage {
     pub fn look(&self) {
         let loaded = |driver: &&dyn super::ramdisk::Driver| driver.is_loaded(&self.root);
         let control = Control::open(&self.root).ok();
-        let now = Health {
+        let mut now = Health {
             ram_driver: self.drivers.for_new(&self.root).ok().map(|driver| driver.name()),
             ram_drivers: self.drivers.all().into_iter().filter(loaded).map(|driver| driver.name()).collect(),
             policies: control.as_ref().map(|it| self.cache_driver.policies(it)).unwrap_or_default(),
             cache_drivers: control.as_ref().map(Driver::loaded).unwrap_or_default(),
-            // What cannot be read is no reason to warn.
-            shortage: self.shortage().unwrap_or_default(),
+            shortage: None,
         };
+        let shortage = self.shortage();
         let mut last = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        // What cannot be read is no reason to warn, nor one to stop.
+        now.shortage = shortage.unwrap_or(last.shortage);
         match (&last.shortage, &now.shortage) {
             (None, Some(shortage)) => warn!("{shortage}"),
             (Some(_), None) => info!("the memory is enough for the RAM disks again"),

@@ -14,22 +14,32 @@ impl Storage {
             tell(Err(error));
             Vec::new()
         });
-        for volume in &names {
-            match self.remove_target(volume, None) {
-                Ok(()) => tell(Ok(format!("{volume} is not exported any more"))),
-                // Never exported, or no NVMe targets in this kernel.
-                Err(Error::NotFound(_) | Error::Unavailable(_)) => {}
-                Err(error) => tell(Err(error)),
-            }
-        }
         thread::scope(|scope| {
             for volume in &names {
-                let Volume::Cache(cache) = volume else { continue };
-                if cache.policy() == Policy::Writeback {
-                    scope.spawn(|| tell(self.quiesce_cache(cache)));
-                }
+                scope.spawn(|| self.quiesce_volume(volume, &tell));
             }
         });
+    }
+
+    fn quiesce_volume(&self, volume: &Volume, tell: &(impl Fn(Result<String>) + Sync)) {
+        let writeback = match volume {
+            Volume::Cache(cache) if cache.policy() == Policy::Writeback => Some(cache),
+            _ => None,
+        };
+        // First what matters most: ending an export may wait for a device for ever, and
+        // for the end of another export. The removal tells whether it worked.
+        if let (Some(cache), Ok(control)) = (writeback, self.control()) {
+            let _ = writeback::write_back(&control, cache);
+        }
+        match self.remove_target(volume, None) {
+            Ok(()) => tell(Ok(format!("{volume} is not exported any more"))),
+            // Never exported, or no NVMe targets in this kernel.
+            Err(Error::NotFound(_) | Error::Unavailable(_)) => {}
+            Err(error) => tell(Err(error)),
+        }
+        if let Some(cache) = writeback {
+            tell(self.quiesce_cache(cache));
+        }
     }
 
     /// By the names alone: a device that hangs may not tell more.

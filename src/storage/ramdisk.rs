@@ -252,6 +252,8 @@ impl Storage {
     pub fn lock_disk(&self, name: DiskName, lock: bool) -> Result<()> {
         let _held = self.hold(vec![device_key(name)])?;
         let disk = self.existing(name)?;
+        // Held until it is done: nobody mounts it for writing in between.
+        let mut _claim = None;
         if lock {
             let may_write = |user: &User| !matches!(user, User::Mount { read_only: true, .. });
             let users = usage::settled_users(&self.root, disk.dev)?;
@@ -260,7 +262,7 @@ impl Storage {
             }
             if users.is_empty() {
                 // A mount that cannot be seen from here shows in the claim alone.
-                self.claim_unused(&disk, Access::Claim)?;
+                _claim = Some(self.claim_unused(&disk, Access::Claim)?);
             }
         }
         block::open(&self.root, &disk.device, Access::Read)
@@ -309,7 +311,26 @@ impl Storage {
     }
 
     fn claim_unused(&self, disk: &Device<'_>, access: Access) -> Result<File> {
-        usage::claim_unused(&self.root, disk.dev, disk.name, access)
+        let claim = usage::claim_unused(&self.root, disk.dev, disk.name, access)?;
+        // Numbers of loop devices are used again.
+        if self.existing(disk.name)?.dev != disk.dev {
+            return Err(Error::Conflict(format!("{} has just been changed; try again", disk.name)));
+        }
+        Ok(claim)
+    }
+
+    /// Refuses a disk that is not where `/dev/rdN` leads: the kernel would take what is.
+    pub(super) fn check_node(&self, disk: &Device<'_>) -> Result<()> {
+        let node = block::node(&self.root, &disk.name.to_string());
+        if block::dev_of_node(&node) == Some(disk.dev) {
+            return Ok(());
+        }
+        Err(Error::Conflict(format!(
+            "{} does not lead to {} ({}); restart this service, which puts that right",
+            node.display(),
+            disk.name,
+            disk.device
+        )))
     }
 
     /// Puts right what a daemon that was killed in the middle of a change left.
@@ -321,9 +342,11 @@ impl Storage {
     /// Whether `wanted` bytes more, less `given_up`, stay within the limit.
     fn check_memory(&self, wanted: u64, given_up: u64) -> Result<()> {
         let limit = self.memory_limit();
-        let size = |(_, device, _): (_, String, _)| block::size_of_disk(&self.root, &device);
-        let sizes = self.devices()?.into_iter().filter_map(size);
-        let others = sizes.fold(0, u64::saturating_add).saturating_sub(given_up);
+        let mut others: u64 = 0;
+        for driver in self.drivers.all() {
+            others = others.saturating_add(driver.promised(&self.root)?);
+        }
+        let others = others.saturating_sub(given_up);
         // Giving memory back is always allowed.
         if wanted <= given_up || others.saturating_add(wanted) <= limit {
             return Ok(());

@@ -2,7 +2,7 @@
 
 use super::names::natural;
 use super::{Result, Storage};
-use crate::kernel::block::{self, Hardware};
+use crate::kernel::block::{self, Hardware, SECTOR};
 use crate::kernel::process::{self, Memory};
 
 /// What the machine has.
@@ -40,7 +40,10 @@ impl Storage {
 /// The disk, unless there is no medium in the drive, or no array behind the number.
 fn disk(hardware: Hardware) -> Option<Disk> {
     let Hardware { name, size, removable, vendor, model } = hardware;
-    let is_empty = size == 0 && (removable || name.starts_with("md") || name.starts_with("sr"));
+    let is_drive = name.starts_with("sr");
+    // What the driver says of a drive without a medium; no medium has such a size.
+    let is_empty = is_drive && size == 0x1f_ffff * SECTOR
+        || size == 0 && (removable || is_drive || name.starts_with("md"));
     (!is_empty).then_some(Disk { name, size, vendor, model })
 }
 
@@ -89,17 +92,26 @@ mod tests {
             "vda",
             "sr0",
             "sr1",
+            "sr2",
             "md0",
             "md1",
             "pmem0",
             "zram0",
         ] {
-            disk(name, if ["sr0", "md1"].contains(&name) { "0\n" } else { "2048\n" });
+            disk(
+                name,
+                match name {
+                    "sr0" | "md1" => "0\n",
+                    // As Linux 6.1 shows a drive without a medium.
+                    "sr2" => "2097151\n",
+                    _ => "2048\n",
+                },
+            );
         }
         for name in ["rd0", "ram0", "dm-0", "loop0", "loop1"] {
             disk(name, "2048\n");
         }
-        for name in ["sdb", "sda", "sdaa", "nvme0n1", "nvme0c0n1", "vda", "sr0", "sr1"] {
+        for name in ["sdb", "sda", "sdaa", "nvme0n1", "nvme0c0n1", "vda", "sr0", "sr1", "sr2"] {
             tree.put(&format!("sys/block/{name}/device/type"), "0\n");
         }
         tree.put("sys/block/sda/device/vendor", "ATA     \n");

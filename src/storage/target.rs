@@ -64,6 +64,9 @@ impl Storage {
         let nqn = name(volume)?;
         let _held = self.hold(vec![Key::Nvme, volume_key(volume)])?;
         let dev = self.volume_dev(volume)?;
+        if let Volume::Disk(name) = volume {
+            self.check_node(&self.existing(*name)?)?;
+        }
         let ports = self.ports_meant(ports)?;
         // Held until the export is there: no mount slips in before.
         let _claim = self.claim_exportable(volume, dev, &nqn)?;
@@ -99,6 +102,8 @@ impl Storage {
     /// with its last port.
     pub fn remove_target(&self, volume: &Volume, port: Option<PortId>) -> Result<()> {
         self.require_nvmet()?;
+        // What is not exported need not wait for other changes of exports.
+        self.exported(volume)?;
         let _held = self.hold(vec![Key::Nvme, volume_key(volume)])?;
         let (nqn, subsystem) = self.exported(volume)?;
         let is_linked = |port: &Port| port.subsystems.iter().any(|linked| linked == nqn.as_str());

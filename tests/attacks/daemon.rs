@@ -12,6 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub const STATUS: &str = "GET /v1/checkServiceStatus HTTP/1.1\r\nHost: localhost\r\n\r\n";
+pub const LIST: &str = "GET /v1/listAllResources HTTP/1.1\r\nHost: localhost\r\n\r\n";
+static PROBE: AtomicU64 = AtomicU64::new(0);
 const PROBES: usize = 100;
 pub const IN_TIME: Duration = Duration::from_secs(2);
 pub const ATTACKERS: u32 = 4;
@@ -105,7 +107,9 @@ impl Daemon {
         let ask = || -> std::io::Result<bool> {
             let mut stream = TcpStream::connect_timeout(&self.address().into(), IN_TIME)?;
             stream.set_read_timeout(Some(IN_TIME))?;
-            stream.write_all(STATUS.as_bytes())?;
+            // The one is answered by the I/O thread, the other by a worker.
+            let is_odd = PROBE.fetch_add(1, Ordering::Relaxed) % 2 == 1;
+            stream.write_all(if is_odd { LIST } else { STATUS }.as_bytes())?;
             let mut stream = BufReader::new(stream);
             Ok(read_answer(&mut stream)? == 200)
         };

@@ -13,8 +13,8 @@ use crate::support::data::{
     Random, assert_same_data, assert_zero, fingerprint, noise, read, try_write, write,
 };
 use crate::support::kernel::{
-    State, all_mappings, eventually, holders, is_suspended, mounted_out_of_sight, names, put, ram_disks,
-    settle, size, target,
+    Process, State, all_mappings, eventually, holders, is_suspended, mounted_out_of_sight, names, put,
+    ram_disks, settle, size, target,
 };
 use crate::support::{Client, Daemon, Guest, MIB, PAGE, clean, guest, guest_with, sh, sys};
 
@@ -312,6 +312,8 @@ fn each_step_that_fails_is_undone() {
     put("/proc/sys/kernel/modprobe", "/nowhere");
     sh("rmmod dm-cache-smq dm-cache 2>/dev/null || true");
     guest.refuses(CREATE, 503, &["target cache", "modprobe dm-cache"]);
+    sh("modprobe dm-cache; rmmod dm-cache-smq");
+    guest.refuses(CREATE, 503, &["modprobe dm-cache-smq"]);
     put("/proc/sys/kernel/modprobe", &helper);
     let source = fingerprint("/dev/sda");
     sh("mount --bind /dev/mapper /dev/mapper && mount -o remount,ro,bind /dev/mapper");
@@ -327,7 +329,23 @@ fn each_step_that_fails_is_undone() {
     guest.post(REMOVE).failure(409, &[CACHE]);
     drop(hidden);
     assert_there(&guest, &ALL);
+    // Nor does somebody who looks into a part of it.
+    for part in &ALL[..2] {
+        let dm = sh(&format!(
+            "basename $(readlink /sys/dev/block/$(dmsetup info -c --noheadings -o major,minor {part}))"
+        ));
+        let user = Process::start(&format!("exec sleep 1000 </dev/{dm}"));
+        eventually("the part is open", || sh(&format!("ls -l /proc/{}/fd", user.pid())).contains(&dm));
+        guest.refuses(REMOVE, 409, &[part, "open in sleep"]);
+        drop(user);
+    }
+    // Parts whose cache somebody else removed are removed in its name.
+    settle();
+    sh("dmsetup remove --retry rc-wt_sda");
+    guest.post("removeRapidDisk/rd0").failure(409, &[CACHE]);
     guest.change(REMOVE);
+    assert_there(&guest, &[]);
+    guest.change("removeRapidDisk/rd0");
 }
 
 #[test]

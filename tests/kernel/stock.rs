@@ -14,7 +14,10 @@ use crate::support::{Guest, clean, guest_after, guest_with, sh, sys};
 
 /// A guest that has the loop driver and, if asked for, RapidDisk's modules.
 fn loop_guest(options: &[&str]) -> Guest {
-    guest_with(&[&["--ram-driver", "loop"], options].concat())
+    let guest = guest_with(&[&["--ram-driver", "loop"], options].concat());
+    // Not among the modules of a guest that has RapidDisk's.
+    sh("modprobe loop");
+    guest
 }
 
 /// Each disk is whole: a file, a loop device of its size over it that stays, and a
@@ -62,16 +65,39 @@ fn a_disk_is_a_file_that_only_root_can_reach_and_a_device_of_512_byte_blocks() {
 }
 
 #[test]
-fn as_many_loop_devices_are_left_as_there_were() {
+fn who_gets_the_device_of_a_removed_disk_gets_nothing_else_of_it() {
     let guest = loop_guest(&[]);
-    let before = names("/sys/block");
-    let disks: Vec<_> = (0..12).map(|_| guest.disk(1)).collect();
-    assert!(names("/sys/block").len() > before.len());
-    settle();
-    for disk in disks {
-        guest.change(&format!("removeRapidDisk/{disk}"));
+    assert_eq!(guest.disk(8), "rd0");
+    let device = device("rd0");
+    guest.change("lockRapidDisk/rd0");
+    guest.change("removeRapidDisk/rd0");
+    sh(&format!("truncate -s 8M /tmp/test/file && /usr/sbin/losetup /dev/{device} /tmp/test/file"));
+    write(&format!("/dev/{device}"), 0, &noise(1, MIB as usize));
+    // Nor is its own read-only state anybody else's.
+    sh(&format!("blockdev --setro /dev/{device} && /usr/sbin/losetup -d /dev/{device}"));
+    assert_eq!(guest.disk(8), "rd0");
+    assert_eq!(guest.listed("rd0")["status"], "unlocked");
+    write("/dev/rd0", 0, &noise(2, MIB as usize));
+}
+
+#[test]
+fn a_lower_limit_takes_nothing_from_the_disks_there_are() {
+    let mut guest = loop_guest(&["--memory-limit", "96"]);
+    for disk in ["rd0", "rd1"] {
+        assert_eq!(guest.disk(40), disk);
     }
-    eventually("the added loop devices are gone", || names("/sys/block") == before);
+    guest.daemon().kill();
+    let lower = guest.daemon().restart_with(&["--ram-driver", "loop", "--memory-limit", "16"]);
+    lower.post("createRapidDisk/1").failure(507, &["80 MiB", "16 MiB"]);
+    for disk in ["rd0", "rd1"] {
+        write(&format!("/dev/{disk}"), 0, &noise(1, 40 * MIB as usize));
+    }
+    settle();
+    // What was detached by hand still counts.
+    sh(&format!("/usr/sbin/losetup -d /dev/{}", device("rd1")));
+    eventually("it is detached", || device("rd1") == "rd1");
+    lower.post("createRapidDisk/1").failure(507, &["80 MiB"]);
+    lower.change("removeRapidDisk/rd0");
 }
 
 #[test]

@@ -83,6 +83,7 @@ impl Front {
             line: Arc::clone(&conn.line),
             request,
             is_change: kind.is_change,
+            leads: true,
             shape: conn.shape.clone(),
             since: self.now,
         };

@@ -9,6 +9,7 @@ use crate::kernel::{self};
 use crate::storage::names::Part;
 use crate::storage::stats::{self, DmCacheStatus};
 use crate::storage::undo::Undo;
+use crate::storage::usage::{self, User};
 use crate::storage::{CacheName, DiskName, Error, Result, Storage, retry_busy};
 
 /// The smallest RAM disk in use, in bytes. A quarter of it is metadata; below, it
@@ -112,7 +113,26 @@ pub fn suspend_written(control: &Control, name: &CacheName) -> Result<()> {
     }
 }
 
+/// Whether there is a part of ours, whatever has become of the cache.
+pub fn has_parts(control: &Control, name: &CacheName) -> bool {
+    let is_ours =
+        |part: &Part| control.info(&part.of(name)).is_ok_and(|info| info.uuid == uuid(&part.of(name)));
+    control.info(name.as_dm()).is_err() && Part::ALL.iter().any(is_ours)
+}
+
 impl Storage {
+    /// Refuses a cache one of whose parts somebody but the cache itself has open.
+    pub(super) fn check_parts_closed(&self, control: &Control, name: &CacheName) -> Result<()> {
+        for part in Part::ALL.map(|part| part.of(name)) {
+            let users = usage::settled_users(&self.root, control.info(&part)?.dev)?;
+            let own = User::Holder(name.to_string());
+            if let Some(user) = users.iter().find(|user| **user != own) {
+                return Err(usage::in_use(&part, user));
+            }
+        }
+        Ok(())
+    }
+
     /// Removes the parts of a cache that is gone itself, as far as they are there
     /// and ours, and its superblock.
     pub(super) fn remove_parts(&self, name: &CacheName) -> Result<()> {

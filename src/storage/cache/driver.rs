@@ -2,8 +2,8 @@
 
 use rustix::io::Errno;
 
-use crate::kernel;
-use crate::kernel::dm::Control;
+use crate::kernel::dm::{self, Control};
+use crate::kernel::{self, Root};
 use crate::storage::{CacheName, Error, Policy, Result};
 
 /// What makes write-through caches, as the administrator wants it.
@@ -57,6 +57,7 @@ impl CacheDriver {
     /// The error for a table that the kernel refused.
     pub(super) fn load_refused(
         self,
+        root: &Root,
         control: &Control,
         driver: Driver,
         name: &CacheName,
@@ -72,6 +73,11 @@ impl CacheDriver {
             return Error::Unavailable(format!(
                 "the kernel has no target {target}; load its module with: modprobe {module}{other}"
             ));
+        }
+        if driver == Driver::DmCache && error.is(Errno::INVAL) && !dm::has_module(root, "dm_cache_smq") {
+            return Error::Unavailable(
+                "the kernel has no policy for dm-cache; load its module with: modprobe dm-cache-smq".into(),
+            );
         }
         if error.is(Errno::BUSY) {
             return Error::Conflict(format!(

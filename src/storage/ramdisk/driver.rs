@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use super::{Device, RamDisk};
-use crate::kernel::{self, Root};
+use crate::kernel::{self, Root, block};
 use crate::storage::{DiskName, Result};
 
 /// One kind of RAM disk. Everything here expects a caller who has checked, and who
@@ -27,6 +27,13 @@ pub trait Driver: Sync {
     /// Names that are taken besides those of the disks it serves.
     fn leftovers(&self, _root: &Root) -> Result<Vec<DiskName>> {
         Ok(Vec::new())
+    }
+
+    /// What its disks may claim together, in bytes, with what is left of disks that are
+    /// being made or removed.
+    fn promised(&self, root: &Root) -> Result<u64> {
+        let size = |(_, device): &(DiskName, String)| block::size_of_disk(root, device).unwrap_or(0);
+        Ok(self.devices(root)?.iter().map(size).fold(0, u64::saturating_add))
     }
 
     /// How many it serves at most, and what says so.

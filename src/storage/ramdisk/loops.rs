@@ -65,12 +65,26 @@ impl Driver for Loops {
         Ok(pool::names(root)?.iter().filter_map(name).collect())
     }
 
+    fn promised(&self, root: &Root) -> Result<u64> {
+        let files = pool::names(root)?;
+        let is_unlinked = |(name, _): &(DiskName, String)| !files.contains(&name.to_string());
+        let unlinked = self.devices(root)?.into_iter().filter(is_unlinked);
+        let sizes = unlinked.filter_map(|(_, device)| block::size_of_disk(root, &device));
+        Ok(sizes.fold(pool::promised(root)?, u64::saturating_add))
+    }
+
     fn most(&self, _root: &Root) -> (u32, &'static str) {
         (MOST, "this daemon makes no more; remove one")
     }
 
     fn attach(&self, root: &Root, name: DiskName, bytes: u64, limit: u64) -> Result<()> {
         let failed = |what: &str| Error::kernel(format!("cannot make {name}: {what}"));
+        loops::control(root).map_err(|error| match error.is_gone() {
+            true => {
+                Error::Unavailable("the kernel module loop is not loaded; load it with: modprobe loop".into())
+            }
+            false => failed("its loop device")(error),
+        })?;
         pool::mount_for(root, limit).map_err(failed("its tmpfs"))?;
         check_place(root, name)?;
         Undo::run(|undo| {
@@ -79,9 +93,7 @@ impl Driver for Loops {
             let (device, _claim) = loops::attach(root, &file).map_err(failed("its loop device"))?;
             let again = device.clone();
             undo.push(format!("attaching {device}"), move || {
-                loops::detach(&block::open(root, &again, Access::Read)?)?;
-                loops::tidy(root, &again);
-                Ok(())
+                Ok(loops::detach(&block::open(root, &again, Access::Read)?)?)
             });
             link(root, name, &device)?;
             undo.push(format!("making /dev/{name}"), move || unlink(root, name));
@@ -91,15 +103,26 @@ impl Driver for Loops {
 
     fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<()> {
         let (name, device) = (disk.name, &disk.device);
-        pool::rename(root, &name.to_string(), &part(name))?;
-        let done = loops::detach(&claim);
+        let is_locked = block::is_disk_read_only(root, device);
+        match pool::rename(root, &name.to_string(), &part(name)) {
+            // Somebody unlinked it; the device goes all the same.
+            Err(error) if error.is_gone() => {}
+            renamed => renamed?,
+        }
+        // The device would stay read-only for whoever gets it next.
+        let done = block::set_read_only(&claim, false).and_then(|()| loops::detach(&claim));
         drop(claim);
         // Newer kernels detach when the last one closes the device, and those that
-        // look into it because it changed are gone in a moment.
-        if done.is_err() || !wait_until(PROBING, || !is_attached(root, device)) {
-            // Whoever has it open shows himself nowhere.
-            let stayed = block::open(root, device, Access::Read).and_then(|disk| loops::stay(&disk));
-            if is_attached(root, device) {
+        // look into it because it changed are gone in a moment. Somebody else may have
+        // the device by then.
+        if done.is_err() || !wait_until(PROBING, || !is_over(root, device, &part(name))) {
+            // Whoever has it open shows himself nowhere. While we have it, it stays.
+            let disk = block::open(root, device, Access::Read);
+            if is_over(root, device, &part(name)) {
+                let stayed = disk.and_then(|disk| {
+                    loops::stay(&disk)?;
+                    block::set_read_only(&disk, is_locked)
+                });
                 let back = pool::rename(root, &part(name), &name.to_string());
                 done.and(stayed).and(back)?;
                 return Err(kernel::Error::new("ioctl LOOP_CLR_FD", &Errno::BUSY.into()));
@@ -110,7 +133,6 @@ impl Driver for Loops {
             Error::Kernel(_, error) => error,
             other => kernel::Error::strange(other.to_string()),
         });
-        loops::tidy(root, device);
         pool::remove(root, &part(name)).and(unlinked)
     }
 
@@ -123,6 +145,9 @@ impl Driver for Loops {
         Undo::run(|undo| {
             set(bytes).map_err(failed())?;
             undo.push(format!("giving the file of {} its size", disk.name), || Ok(set(disk.size)?));
+            if block::loop_ends_early(root, &disk.device) {
+                loops::limit(&loop_device, 0).map_err(failed())?;
+            }
             loops::follow_size(&loop_device).map_err(failed())
         })
     }
@@ -186,14 +211,13 @@ pub fn name_of(root: &Root, file: &str) -> Option<DiskName> {
     DiskName::parse(pool::name_in(root, file)?)
 }
 
-fn is_attached(root: &Root, device: &str) -> bool {
-    // What cannot be read is not known to be gone.
-    !matches!(block::loop_backing(root, device), Ok(None))
-}
-
+/// Whether a device is over this file of the pool. One that cannot be read is not
+/// known to be over another.
 fn is_over(root: &Root, device: &str, file: &str) -> bool {
-    let backing = block::loop_backing(root, device).ok().flatten();
-    backing.is_some_and(|path| pool::name_in(root, &path) == Some(file))
+    match block::loop_backing(root, device) {
+        Ok(path) => path.is_some_and(|path| pool::name_in(root, &path) == Some(file)),
+        Err(_) => true,
+    }
 }
 
 /// The device over a file of the pool.
@@ -207,14 +231,16 @@ fn device_over(root: &Root, file: &str) -> kernel::Result<Option<String>> {
 fn recover_part(root: &Root, name: DiskName) -> Result<Option<&'static str>> {
     if let Some(device) = device_over(root, &part(name))? {
         let dev = block::dev_of(root, &device).ok_or_else(|| Error::NotFound(format!("no {device}")))?;
-        let claim = usage::claim_unused(root, dev, &device, Access::Claim);
-        let detached = claim.and_then(|claim| Ok(loops::detach(&claim)?));
-        if detached.is_err() || !wait_until(PROBING, || !is_attached(root, &device)) {
+        let claim = usage::claim_unused(root, dev, &*device, Access::Claim);
+        let detached = claim.and_then(|claim| {
+            block::set_read_only(&claim, false)?;
+            Ok(loops::detach(&claim)?)
+        });
+        if detached.is_err() || !wait_until(PROBING, || !is_over(root, &device, &part(name))) {
             pool::rename(root, &part(name), &name.to_string())?;
             recover_disk(root, name)?;
             return Ok(Some("is a disk again, since it is in use"));
         }
-        loops::tidy(root, &device);
     }
     unlink(root, name)?;
     pool::remove(root, &part(name))?;
@@ -257,15 +283,31 @@ fn node(root: &Root, name: DiskName) -> PathBuf {
     block::node(root, &name.to_string())
 }
 
-/// Refuses a name whose place in `/dev` is taken by something that is not ours.
+/// Refuses a name whose place in `/dev` is taken by something that is not ours, or by
+/// the disk of a daemon whose tmpfs is mounted where we cannot see it.
 fn check_place(root: &Root, name: DiskName) -> Result<()> {
     let path = node(root, name);
     match fs::symlink_metadata(&path) {
         Ok(_) if !is_ours(root, name) => {
             Err(Error::Conflict(format!("{} is there already; remove it first", path.display())))
         }
+        Ok(_) if leads_out_of_sight(root, name) => Err(Error::Conflict(format!(
+            "{} is a disk whose tmpfs is not mounted here; this service needs the mount namespace of the machine",
+            path.display()
+        ))),
         _ => Ok(()),
     }
+}
+
+/// Whether the link leads to a device over a file that could be this disk's, elsewhere.
+fn leads_out_of_sight(root: &Root, name: DiskName) -> bool {
+    let device = fs::read_link(node(root, name)).ok();
+    let backing = device.and_then(|device| block::loop_backing(root, device.to_str()?).ok().flatten());
+    backing.is_some_and(|path| {
+        let file = path.strip_suffix(" (deleted)").unwrap_or(&path).rsplit('/').next();
+        let is_its = file == Some(&name.to_string()) || file == Some(&part(name));
+        is_its && pool::name_in(root, &path).is_none()
+    })
 }
 
 /// Whether the node is a link as we make them.

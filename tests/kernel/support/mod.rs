@@ -154,6 +154,13 @@ impl Daemon {
         }
     }
 
+    /// Starts again, with other options, what was killed.
+    pub fn restart_with(&mut self, options: &[&str]) -> Client {
+        let options: Vec<_> = options.iter().map(|&option| option.to_owned()).collect();
+        *self = Daemon::start_on(self.client.port, &options);
+        self.client
+    }
+
     pub fn client(&self) -> Client {
         self.client
     }
