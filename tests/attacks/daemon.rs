@@ -43,6 +43,9 @@ pub struct Daemon {
     log: Arc<Mutex<String>>,
     /// Connections that attackers made.
     attackers: AtomicU64,
+    /// The honest clients ask for a list every other time. Where the attackers' requests take
+    /// all the room there is for them, or for their address, a list may be refused with 503.
+    pub lists: bool,
 }
 
 /// A port that nobody listens on, below those that the kernel gives to clients: the attackers of
@@ -82,7 +85,7 @@ impl Daemon {
                 *sink.lock().unwrap() += &(line + "\n");
             }
         });
-        let mut daemon = Daemon { process, port, log, attackers: AtomicU64::new(0) };
+        let mut daemon = Daemon { process, port, log, attackers: AtomicU64::new(0), lists: true };
         let begin = Instant::now();
         while begin.elapsed() < START {
             if daemon.probe() {
@@ -108,8 +111,8 @@ impl Daemon {
             let mut stream = TcpStream::connect_timeout(&self.address().into(), IN_TIME)?;
             stream.set_read_timeout(Some(IN_TIME))?;
             // The one is answered by the I/O thread, the other by a worker.
-            let is_odd = PROBE.fetch_add(1, Ordering::Relaxed) % 2 == 1;
-            stream.write_all(if is_odd { LIST } else { STATUS }.as_bytes())?;
+            let is_list = self.lists && PROBE.fetch_add(1, Ordering::Relaxed) % 2 == 1;
+            stream.write_all(if is_list { LIST } else { STATUS }.as_bytes())?;
             let mut stream = BufReader::new(stream);
             Ok(read_answer(&mut stream)? == 200)
         };

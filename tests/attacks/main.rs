@@ -105,14 +105,19 @@ fn pipelining_clients_lock_nobody_out() {
     raise_own_limit();
     let own = |_| 1;
     let others = |number| 2 + number % 8;
-    let daemon = Daemon::start("-c 0");
-    println!("clients that pipeline from the address of the honest ones");
-    under_pipelines(&daemon, 128, own);
+    let mut daemon = Daemon::start("-c 0");
     println!("clients that pipeline from eight other addresses");
     under_pipelines(&daemon, 256, others);
+    println!("clients that pipeline from the address of the honest ones");
+    daemon.lists = false;
+    under_pipelines(&daemon, 128, own);
     println!("the same with few connections, and with few descriptors");
-    under_pipelines(&Daemon::start_with("-c 0", &["--connections", "32"]), 64, own);
-    under_pipelines(&Daemon::start("-n 64"), 60, others);
+    let mut daemon = Daemon::start_with("-c 0", &["--connections", "32"]);
+    daemon.lists = false;
+    under_pipelines(&daemon, 64, own);
+    let mut daemon = Daemon::start("-n 64");
+    daemon.lists = false;
+    under_pipelines(&daemon, 60, others);
 }
 
 /// One after the other: they would be each other's attack.
@@ -281,9 +286,10 @@ fn sixty_four_clients_that_stay_are_all_served() {
 fn few_descriptors_are_enough() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     raise_own_limit();
-    let daemon = Daemon::start("-n 64");
+    let mut daemon = Daemon::start("-n 64");
     assert!(daemon.logs("open files are limited to 64"), "{}", daemon.log());
     daemon.under(ATTACK, 400, |number, over| hold(&daemon, number * 100, 100, over, |_| Vec::new()));
+    daemon.lists = false;
     let target = b"GET /v1/listAllResources HTTP/1.1\r\nHost: localhost\r\n\r\n";
     daemon.under(ATTACK, 80, |number, over| hold(&daemon, number * 20, 20, over, |_| target.to_vec()));
 }

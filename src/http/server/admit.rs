@@ -11,6 +11,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Requests of a share for which there is room when the others have taken theirs.
+const HARDLY_ANY: usize = 4;
+
 /// Connections accepted, at all listeners together, before those that are there get their turn.
 const ACCEPTS: usize = 64;
 
@@ -113,16 +116,18 @@ impl Front {
     }
 
     /// Whether one more request of this share may be queued. Of its connections, and of all, a
-    /// quarter stays without one, so that a new connection always finds one to replace.
+    /// quarter stays without one, so that a new connection always finds one to replace. Half of
+    /// that quarter is for shares that have hardly any, when the others have taken the rest.
     pub(super) fn has_room_for_requests(&self, share: Share) -> bool {
         let most = |connections: usize| (connections - connections.div_ceil(4)).max(1);
         let of_share = most(self.limits.per_address);
-        if self.busy >= most(self.limits.connections) {
-            return false;
+        let own = || self.slots.iter().filter(|(_, conn)| conn.share == share && conn.is_busy()).count();
+        let connections = self.limits.connections;
+        if self.busy >= most(connections) {
+            return self.busy < connections - connections.div_ceil(8) && own() < HARDLY_ANY;
         }
         // Counted only where it matters: no share has more than all have.
-        self.busy < of_share
-            || self.slots.iter().filter(|(_, conn)| conn.share == share && conn.is_busy()).count() < of_share
+        self.busy < of_share || own() < of_share
     }
 
     /// Stops accepting for a moment; says so in the log, but not all the time.
