@@ -97,8 +97,8 @@ pub trait Service: Send + Sync + 'static {
     }
 
     /// The answer to a request. To one that is no change it depends on method, target and body
-    /// alone: one answer may go to several that wait for the same. A panic in it is answered with 500. HEAD is answered like GET:
-    /// the server leaves the body out and keeps its length.
+    /// alone: one answer may go to several that wait for the same. A panic in it is answered with
+    /// 500. HEAD is answered like GET: the server leaves the body out and keeps its length.
     fn answer(&self, request: &Request) -> Answer;
 
     /// The answer for what the server itself refuses: a status and a sentence.
