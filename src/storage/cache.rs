@@ -176,7 +176,7 @@ impl Storage {
             // What an earlier removal, or somebody else's, left behind holds the RAM disk.
             Err(Error::NotFound(_)) if dmcache::has_parts(&control, name) => {
                 let _held = self.hold(vec![Key::Mapping(name.to_string())])?;
-                return self.remove_parts(name);
+                return self.remove_parts(name).and_then(|()| node::remove(&self.root, name));
             }
             parts => parts?,
         };

