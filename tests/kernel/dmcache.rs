@@ -308,11 +308,12 @@ fn each_step_that_fails_is_undone() {
         guest.refuses(CREATE, 409, &[part]);
         sh(&format!("dmsetup remove {part}"));
     }
+    // What else they need, the kernel has from now on.
+    sh("modprobe -a dm-cache dm-cache-smq; rmmod dm-cache-smq dm-cache");
     let helper = sys("/proc/sys/kernel/modprobe").expect("the kernel's helper");
     put("/proc/sys/kernel/modprobe", "/nowhere");
-    sh("rmmod dm-cache-smq dm-cache 2>/dev/null || true");
     guest.refuses(CREATE, 503, &["target cache", "modprobe dm-cache"]);
-    sh("modprobe dm-cache; rmmod dm-cache-smq 2>/dev/null || true");
+    sh("modprobe dm-cache && { rmmod dm-cache-smq 2>/dev/null || true; }");
     guest.refuses(CREATE, 503, &["modprobe dm-cache-smq"]);
     put("/proc/sys/kernel/modprobe", &helper);
     let source = fingerprint("/dev/sda");
