@@ -93,7 +93,7 @@ impl Drivers {
             Some(RamDriver::Loop) => vec![loops],
         };
         let missing = || {
-            let names: Vec<_> = allowed.iter().map(|driver| driver.module()).collect();
+            let names: Vec<_> = allowed.iter().map(|driver| driver.name()).collect();
             let (is_or_neither, load) = match names.len() {
                 1 => (format!("the kernel module {} is not loaded", names[0]), names[0].to_owned()),
                 _ => (
@@ -129,13 +129,14 @@ impl Storage {
     pub fn create_disk(&self, size: Size) -> Result<DiskName> {
         let driver = self.drivers.for_new(&self.root)?;
         let _memory = self.hold(vec![Key::Memory])?;
-        let mut taken: Vec<_> = self.devices()?.into_iter().map(|(name, ..)| name).collect();
+        let there = self.devices()?;
         self.check_memory(size.bytes(), 0)?;
         let (most, why) = driver.most(&self.root);
-        let served = driver.devices(&self.root)?.len();
+        let served = there.iter().filter(|(.., by)| by.name() == driver.name()).count();
         if served as u64 >= u64::from(most) {
             return Err(Error::Conflict(format!("there are {served} RAM disks and {why}")));
         }
+        let mut taken: Vec<_> = there.into_iter().map(|(name, ..)| name).collect();
         for driver in self.drivers.all() {
             taken.extend(driver.leftovers(&self.root)?);
         }

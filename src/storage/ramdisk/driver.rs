@@ -9,11 +9,8 @@ use crate::storage::{DiskName, Result};
 /// One kind of RAM disk. Everything here expects a caller who has checked, and who
 /// holds the disk's key.
 pub trait Driver: Sync {
-    /// Its name, also on the command line.
+    /// Its name: that of the kernel module it takes, and on the command line.
     fn name(&self) -> &'static str;
-
-    /// The kernel module that has to be loaded for it.
-    fn module(&self) -> &'static str;
 
     /// Whether the kernel has it now.
     fn is_loaded(&self, root: &Root) -> bool;

@@ -30,10 +30,6 @@ impl Driver for Loops {
         "loop"
     }
 
-    fn module(&self) -> &'static str {
-        "loop"
-    }
-
     fn is_loaded(&self, root: &Root) -> bool {
         loops::is_loaded(root)
     }

@@ -72,10 +72,6 @@ impl Driver for Module {
         "rapiddisk"
     }
 
-    fn module(&self) -> &'static str {
-        "rapiddisk"
-    }
-
     fn is_loaded(&self, root: &Root) -> bool {
         rapiddisk::is_loaded(root)
     }
