@@ -32,3 +32,17 @@ musl_target=x86_64-unknown-linux-musl
 musl_std() {
     compgen -G "$(rustc --print target-libdir --target "$musl_target" 2>/dev/null)/libstd-*.rlib" >/dev/null
 }
+
+# An empty root with busybox, as Buildroot's skeleton has it.
+skeleton() {
+    local tree=$1 applet
+    rm -rf "$tree"
+    mkdir -p "$tree"/{dev,etc,proc,root,run,sys,tmp,usr/bin,usr/sbin,usr/lib/modules,var}
+    ln -s usr/bin usr/sbin usr/lib "$tree"
+    ln -s ../run "$tree/var/run"
+    cp /bin/busybox "$tree/usr/bin/busybox"
+    busybox --list-full | while read -r applet; do
+        [[ $applet == usr/* ]] || applet=usr/$applet
+        [[ $applet == usr/bin/busybox ]] || ln -sf /usr/bin/busybox "$tree/$applet"
+    done
+}
