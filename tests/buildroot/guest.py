@@ -22,20 +22,26 @@ def free_port():
 
 class Guest:
     """A running appliance, its serial console and its API. What it leaves is in the
-    directory `work`, which has the initramfs; the first of `drives` is its root."""
+    directory `work`. A kernel is started with the initramfs there, and the first of
+    `drives` is its root; without one, UEFI firmware looks on the drives for itself."""
 
-    def __init__(self, work, kernel, name, drives, words=""):
-        self.port = free_port()
+    def __init__(self, work, kernel, name, drives, words="", port=None):
+        self.port = port or free_port()
+        self.monitor = free_port()
         self.console = b""
         self.log = open(work / f"{name}.log", "wb", buffering=0)
         command = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "512", "-no-reboot"]
-        command += ["-display", "none", "-monitor", "none", "-serial", "stdio"]
+        command += ["-display", "none", "-serial", "stdio"]
+        command += ["-monitor", f"tcp:127.0.0.1:{self.monitor},server=on,wait=off"]
         command += ["-nic", f"user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:{self.port}-:9118"]
-        command += ["-kernel", kernel, "-initrd", work / "initramfs.gz"]
-        command += ["-append", f"console=tty0 console=ttyS0 quiet panic=-1 net.ifnames=0 {words}"]
+        if kernel:
+            command += ["-kernel", kernel, "-initrd", work / "initramfs.gz"]
+            command += ["-append", f"console=tty0 console=ttyS0 quiet panic=-1 net.ifnames=0 {words}"]
+        else:
+            command += ["-bios", "/usr/share/ovmf/OVMF.fd"]
         for drive in drives:
             # Without waiting for this machine's disk: what is written outlives the guest anyway.
-            options = "format=raw,if=virtio,cache=unsafe" + (",readonly=on" if drive is drives[0] else "")
+            options = "format=raw,if=virtio,cache=unsafe" + (",readonly=on" if kernel and drive is drives[0] else "")
             command += ["-drive", f"file={drive},{options}"]
         self.qemu = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         threading.Thread(target=self.read, daemon=True).start()
@@ -64,6 +70,13 @@ class Guest:
             assert self.qemu.poll() is None, f"the guest ended before {pattern!r}"
             time.sleep(0.05)
         raise AssertionError(f"no {pattern!r} on the console within {seconds} s")
+
+    def press_power_button(self):
+        with socket.create_connection(("127.0.0.1", self.monitor)) as monitor:
+            monitor.sendall(b"system_powerdown\n")
+            # Closed at once, it would not be read.
+            monitor.recv(4096)
+            self.qemu.wait(60)
 
     def login(self):
         self.expect("login: ")
@@ -112,6 +125,19 @@ class Guest:
         code, body = self.ask("POST", path, token)
         assert code == 200, (path, code, body)
         return json.loads(body)
+
+
+def first_token(guest):
+    """The token of an appliance that boots for the first time, which its console shows."""
+    return token_of(guest, "first boot:")
+
+
+def token_of(guest, text):
+    return guest.expect(text + r" the token of the admin 'console' is (\S+)\r").group(1).decode()
+
+
+def data_partition(path, *options):
+    return disk_image(path, 8 * MIB, "-L", "rapiddisk-data", *options)
 
 
 def disk_image(path, size, *options):
