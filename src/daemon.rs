@@ -14,6 +14,7 @@ use log::{LevelFilter, info, warn};
 use crate::api::Api;
 use crate::args::Config;
 use crate::http::{Access, Server, Wake};
+use crate::kernel::process::Presence;
 use crate::kernel::signal::{self, Wanted};
 use crate::kernel::{Root, process};
 use crate::logger::{self, Logger};
@@ -27,14 +28,21 @@ const RECOVER_PATIENCE: Duration = Duration::from_secs(10);
 const WATCH_STACK: usize = 256 << 10;
 
 /// Repairs what an earlier daemon left, for as long as that may take: a device that held
-/// that one up must not hold up this one.
-fn recover(storage: &Arc<Storage>) {
+/// that one up must not hold up this one. Beside another daemon nothing is repaired: what
+/// looks left may be what that one is in the middle of.
+fn recover(storage: &Arc<Storage>, presence: &Arc<Presence>) {
+    if !presence.is_alone() {
+        warn!("another rapiddiskd is running here: what an earlier run may have left is not repaired");
+        return;
+    }
     let (done, is_done) = mpsc::channel();
-    let broken = Arc::clone(storage);
+    let (broken, alone) = (Arc::clone(storage), Arc::clone(presence));
     let repair = move || {
         for repaired in broken.recover() {
             warn!("left by an earlier run: {repaired}");
         }
+        alone.share();
+        drop(alone);
         let _ = done.send(());
     };
     match spawn("recover", repair) {
@@ -112,8 +120,15 @@ pub fn run(config: &Config) -> Result<(), Error> {
     // From here on every thread has no more rights than it needs.
     logger.start().map_err(failed("cannot start the log's thread"))?;
     let root = Root::new("/");
+    // Until the end of this function: a process that a device holds may go on for long after.
+    let presence = Presence::begin(&root).map(Arc::new);
     let storage = Arc::new(Storage::new(root, config.memory_limit, config.ram_driver, config.cache_driver));
-    recover(&storage);
+    match &presence {
+        Ok(presence) => recover(&storage, presence),
+        Err(error) => {
+            warn!("what an earlier run may have left is not repaired: no lock in /run/rapiddiskd: {error}")
+        }
+    }
     storage.look();
     let watched = Arc::clone(&storage);
     if let Err(error) = spawn("watch", move || watched.watch()) {

@@ -1,18 +1,25 @@
-//! The machine's memory and name, and what the process gives up once it has opened its
-//! ports.
+//! The machine's memory and name, what the process gives up once it has opened its
+//! ports, and whether it is the only one of its kind.
 
+use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::Mode;
+use rustix::fs::{FlockOperation, Mode, flock};
 use rustix::io::Errno;
 use rustix::process::{
     DumpableBehavior, Pid, Resource, Rlimit, WaitOptions, set_dumpable_behavior, setrlimit, umask, waitpid,
 };
 use rustix::stdio::{dup2_stderr, dup2_stdout};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_no_new_privs};
+
+use super::Root;
+
+/// Where every daemon of this machine holds a lock. The file has no content.
+const LOCK: &str = "run/rapiddiskd/lock";
 
 /// Memory of the machine, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +76,40 @@ pub fn restrict() -> io::Result<()> {
         CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() },
     )?;
     Ok(())
+}
+
+/// The lock of a daemon that serves (flock(2)). It goes with this value, or with the
+/// process, however that ends.
+#[derive(Debug)]
+pub struct Presence {
+    lock: File,
+    alone: bool,
+}
+
+impl Presence {
+    /// Takes the lock for this process alone, or beside others that have it.
+    pub fn begin(root: &Root) -> io::Result<Presence> {
+        let path = root.path(LOCK);
+        DirBuilder::new().recursive(true).mode(0o700).create(path.parent().unwrap_or(&path))?;
+        let lock = File::options().append(true).create(true).mode(0o600).open(path)?;
+        let alone = flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
+        let presence = Presence { lock, alone };
+        if !alone {
+            presence.share();
+        }
+        Ok(presence)
+    }
+
+    /// Whether no other process had the lock.
+    pub fn is_alone(&self) -> bool {
+        self.alone
+    }
+
+    /// From here on others may serve beside. One that finds another alone stays without
+    /// the lock, which only the repair at somebody's start asks for.
+    pub fn share(&self) {
+        let _ = flock(&self.lock, FlockOperation::NonBlockingLockShared);
+    }
 }
 
 unsafe extern "C" {

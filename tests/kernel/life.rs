@@ -13,7 +13,7 @@ use crate::support::data::{PAGE, Random, assert_same_data, noise, read, write};
 use crate::support::kernel::{
     attribute, eventually, holders, is_suspended, mappings, names, policies, ram_disks, settle, size,
 };
-use crate::support::{Client, Guest, MIB, guest, meanwhile, sh, sys};
+use crate::support::{Client, Daemon, Guest, MIB, guest, meanwhile, sh, sys};
 
 /// The lists say what the kernel has, and the kernel has nothing half-made.
 fn assert_truth(client: &Client) {
@@ -170,6 +170,21 @@ fn what_an_earlier_daemon_left_half_made_is_repaired() {
     guest.kill_and_restart();
     assert_truth(&guest);
     assert_eq!(mappings(), ["rc-wt_sda"]);
+}
+
+/// It may be what that one is in the middle of.
+#[test]
+fn what_looks_half_made_is_not_touched_while_another_daemon_is_running() {
+    let mut guest = guest();
+    sh("dmsetup create --notable -u rapiddiskd-rc-wa_sdb rc-wa_sdb");
+    let mut second = Daemon::start(&[]);
+    assert_eq!(mappings(), ["rc-wa_sdb"]);
+    // The one that was alone is not there any more, but the other is.
+    guest.kill_and_restart();
+    assert_eq!(mappings(), ["rc-wa_sdb"]);
+    second.kill();
+    guest.kill_and_restart();
+    assert_eq!(mappings(), [] as [&str; 0]);
 }
 
 #[test]
