@@ -61,11 +61,24 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
 
 /// Why the daemon ended other than as told.
 #[derive(Debug)]
-pub struct Error(String);
+pub struct Error {
+    message: String,
+    /// The exit status that says so.
+    pub status: u8,
+}
+
+/// The exit status of `--quiesce` where a device did not answer in time.
+const HANGS: u8 = 3;
+
+impl Error {
+    fn new(message: impl Into<String>) -> Error {
+        Error { message: message.into(), status: 1 }
+    }
+}
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.message)
     }
 }
 
@@ -92,9 +105,12 @@ pub fn quiesce() -> Result<(), Error> {
     };
     match process::aside(QUIESCE_PATIENCE, work) {
         Ok(Some(true)) => Ok(()),
-        Ok(Some(false)) => Err(Error("not everything could be quiesced".into())),
-        Ok(None) => Err(Error("not everything could be quiesced in time; the rest is left to itself".into())),
-        Err(error) => Err(Error(format!("cannot quiesce: {error}"))),
+        Ok(Some(false)) => Err(Error::new("not everything could be quiesced")),
+        Ok(None) => Err(Error {
+            message: "not everything could be quiesced in time; the rest is left to itself".into(),
+            status: HANGS,
+        }),
+        Err(error) => Err(Error::new(format!("cannot quiesce: {error}"))),
     }
 }
 
@@ -105,12 +121,12 @@ pub fn run(config: &Config) -> Result<(), Error> {
         1 => LevelFilter::Debug,
         _ => LevelFilter::Trace,
     };
-    let logger = Logger::install(level).map_err(|error| Error(format!("cannot log: {error}")))?;
+    let logger = Logger::install(level).map_err(|error| Error::new(format!("cannot log: {error}")))?;
     let failed = |what: &str| {
         let what = what.to_owned();
-        move |error: io::Error| Error(format!("{what}: {error}"))
+        move |error: io::Error| Error::new(format!("{what}: {error}"))
     };
-    let plain = |error: io::Error| Error(error.to_string());
+    let plain = |error: io::Error| Error::new(error.to_string());
     let manager = Arc::new(Manager::of_environment());
     let mut access = Access::new(config.policy.clone()).map_err(plain)?;
     let own_token = access.own_token().map_err(failed("cannot make a token"))?;

@@ -25,7 +25,7 @@ fn outcome(result: Result<(), daemon::Error>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             logger::say(&error.to_string());
-            ExitCode::from(1)
+            ExitCode::from(error.status)
         }
     }
 }

@@ -23,7 +23,8 @@ def free_port():
 class Guest:
     """A running appliance, its serial console and its API. What it leaves is in the
     directory `work`. A kernel is started with the initramfs there, and the first of
-    `drives` is its root; without one, UEFI firmware looks on the drives for itself."""
+    `drives` is its root; without one, UEFI firmware looks on the drives for itself.
+    What the guest says on its second serial port is in `name`.serial."""
 
     def __init__(self, work, kernel, name, drives, words="", port=None):
         self.port = port or free_port()
@@ -32,6 +33,7 @@ class Guest:
         self.log = open(work / f"{name}.log", "wb", buffering=0)
         command = ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "512", "-no-reboot"]
         command += ["-display", "none", "-serial", "stdio"]
+        command += ["-serial", f"file:{work / name}.serial"]
         command += ["-monitor", f"tcp:127.0.0.1:{self.monitor},server=on,wait=off"]
         command += ["-nic", f"user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:{self.port}-:9118"]
         if kernel:

@@ -93,6 +93,8 @@ define RAPIDDISKD_INSTALL_INIT_SYSTEMD
 		$(TARGET_DIR)/usr/lib/systemd/system/rapiddiskd.service
 	$(INSTALL) -D -m 0644 $(RAPIDDISKD_PKGDIR)/rapiddiskd-quiesce.service \
 		$(TARGET_DIR)/usr/lib/systemd/system/rapiddiskd-quiesce.service
+	$(INSTALL) -D -m 0755 $(RAPIDDISKD_PKGDIR)/rapiddiskd-quiesce \
+		$(TARGET_DIR)/usr/libexec/rapiddiskd-quiesce
 endef
 
 $(eval $(cargo-package))
