@@ -9,7 +9,13 @@ RAPIDDISKD_SITE = $(BR2_EXTERNAL_RAPIDDISKD_PATH)/..
 RAPIDDISKD_SITE_METHOD = local
 RAPIDDISKD_LICENSE = MIT or Apache-2.0
 RAPIDDISKD_LICENSE_FILES = LICENSE-APACHE LICENSE-MIT
-RAPIDDISKD_OVERRIDE_SRCDIR_RSYNC_EXCLUSIONS = --exclude=/target
+
+# What is built from, and nothing else of what a checkout may hold: this build's
+# own output directory, for instance.
+RAPIDDISKD_OVERRIDE_SRCDIR_RSYNC_EXCLUSIONS = \
+	$(addprefix --include=/,.cargo Cargo.lock Cargo.toml src VENDOR) \
+	$(addprefix --include=/,$(RAPIDDISKD_LICENSE_FILES)) \
+	--exclude='/*'
 
 # The profile of Cargo.toml is the one that is tested; the infrastructure sets
 # its own. Without the flag, a toolchain may link a musl program dynamically.
