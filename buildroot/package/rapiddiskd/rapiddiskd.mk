@@ -26,17 +26,21 @@ RAPIDDISKD_CARGO_ENV = \
 	CARGO_TARGET_$(call UPPERCASE,$(RUSTC_TARGET_NAME))_RUSTFLAGS="-C target-feature=+crt-static"
 
 # Local sources are not downloaded, which is when the infrastructure vendors.
-# A release's archive brings its crates.
+# Sources that bring their crates are left alone. Not once and for all: the next
+# rapiddiskd-rebuild may bring another Cargo.lock.
 define RAPIDDISKD_VENDOR
 	cd $(@D) && \
-	if [ ! -e .cargo/config.toml ]; then \
-		mkdir -p .cargo && \
-		$(TARGET_MAKE_ENV) $(PKG_CARGO_ENV) \
-			cargo vendor --locked VENDOR > .cargo/vendored && \
-		mv .cargo/vendored .cargo/config.toml; \
+	if [ ! -e .cargo/config.toml ] || [ -e .vendored ]; then \
+		cmp -s Cargo.lock .vendored || { \
+			mkdir -p .cargo && \
+			$(TARGET_MAKE_ENV) $(PKG_CARGO_ENV) \
+				cargo vendor --locked VENDOR > .vendored && \
+			mv .vendored .cargo/config.toml && \
+			cp Cargo.lock .vendored; \
+		}; \
 	fi
 endef
-RAPIDDISKD_PRE_CONFIGURE_HOOKS += RAPIDDISKD_VENDOR
+RAPIDDISKD_PRE_BUILD_HOOKS += RAPIDDISKD_VENDOR
 
 RAPIDDISKD_ARGS = \
 	--port $(BR2_PACKAGE_RAPIDDISKD_PORT) \
