@@ -45,7 +45,7 @@ RAPIDDISKD_PRE_BUILD_HOOKS += RAPIDDISKD_VENDOR
 RAPIDDISKD_ARGS = \
 	--port $(BR2_PACKAGE_RAPIDDISKD_PORT) \
 	$(addprefix --listen ,$(call qstrip,$(BR2_PACKAGE_RAPIDDISKD_LISTEN))) \
-	--memory-limit $(call qstrip,$(BR2_PACKAGE_RAPIDDISKD_MEMORY_LIMIT)) \
+	$(addprefix --memory-limit ,$(call qstrip,$(BR2_PACKAGE_RAPIDDISKD_MEMORY_LIMIT))) \
 	$(if $(BR2_PACKAGE_RAPIDDISKD_RAM_LOOP),--ram-driver loop) \
 	$(if $(BR2_PACKAGE_RAPIDDISKD_RAM_RAPIDDISK),--ram-driver rapiddisk) \
 	$(if $(BR2_PACKAGE_RAPIDDISKD_CACHE_DM_CACHE),--cache-driver dm-cache) \
