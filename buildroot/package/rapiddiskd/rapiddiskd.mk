@@ -18,12 +18,13 @@ RAPIDDISKD_OVERRIDE_SRCDIR_RSYNC_EXCLUSIONS = \
 	--exclude='/*'
 
 # The profile of Cargo.toml is the one that is tested; the infrastructure sets
-# its own. Without the flag, a toolchain may link a musl program dynamically.
+# its own. Without the first flag, a toolchain may link a musl program
+# dynamically; the other keeps the place where it is built out of it.
 RAPIDDISKD_CARGO_ENV = \
 	CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 \
 	CARGO_PROFILE_RELEASE_LTO=fat \
 	CARGO_PROFILE_RELEASE_OPT_LEVEL=s \
-	CARGO_TARGET_$(call UPPERCASE,$(RUSTC_TARGET_NAME))_RUSTFLAGS="-C target-feature=+crt-static"
+	CARGO_TARGET_$(call UPPERCASE,$(RUSTC_TARGET_NAME))_RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=$(@D)/="
 
 # Local sources are not downloaded, which is when the infrastructure vendors.
 # Sources that bring their crates are left alone. Not once and for all: the next
