@@ -23,7 +23,7 @@ fixups:
 
 # The hooks take @D for the build directory.
 $(BUILD_DIR)/VENDOR:
-	$(foreach hook,$(RAPIDDISKD_PRE_CONFIGURE_HOOKS),$($(hook)))
+	$(foreach hook,$(RAPIDDISKD_PRE_BUILD_HOOKS),$($(hook)))
 
 install:
 	$(foreach hook,$(RAPIDDISKD_POST_INSTALL_TARGET_HOOKS),$($(hook)))

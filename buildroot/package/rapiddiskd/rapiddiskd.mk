@@ -9,33 +9,44 @@ RAPIDDISKD_SITE = $(BR2_EXTERNAL_RAPIDDISKD_PATH)/..
 RAPIDDISKD_SITE_METHOD = local
 RAPIDDISKD_LICENSE = MIT or Apache-2.0
 RAPIDDISKD_LICENSE_FILES = LICENSE-APACHE LICENSE-MIT
-RAPIDDISKD_OVERRIDE_SRCDIR_RSYNC_EXCLUSIONS = --exclude=/target
+
+# What is built from, and nothing else of what a checkout may hold: this build's
+# own output directory, for instance.
+RAPIDDISKD_OVERRIDE_SRCDIR_RSYNC_EXCLUSIONS = \
+	$(addprefix --include=/,.cargo Cargo.lock Cargo.toml src VENDOR) \
+	$(addprefix --include=/,$(RAPIDDISKD_LICENSE_FILES)) \
+	--exclude='/*'
 
 # The profile of Cargo.toml is the one that is tested; the infrastructure sets
-# its own. Without the flag, a toolchain may link a musl program dynamically.
+# its own. Without the first flag, a toolchain may link a musl program
+# dynamically; the other keeps the place where it is built out of it.
 RAPIDDISKD_CARGO_ENV = \
 	CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 \
 	CARGO_PROFILE_RELEASE_LTO=fat \
 	CARGO_PROFILE_RELEASE_OPT_LEVEL=s \
-	CARGO_TARGET_$(call UPPERCASE,$(RUSTC_TARGET_NAME))_RUSTFLAGS="-C target-feature=+crt-static"
+	CARGO_TARGET_$(call UPPERCASE,$(RUSTC_TARGET_NAME))_RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=$(@D)/="
 
 # Local sources are not downloaded, which is when the infrastructure vendors.
-# A release's archive brings its crates.
+# Sources that bring their crates are left alone. Not once and for all: the next
+# rapiddiskd-rebuild may bring another Cargo.lock.
 define RAPIDDISKD_VENDOR
 	cd $(@D) && \
-	if [ ! -e .cargo/config.toml ]; then \
-		mkdir -p .cargo && \
-		$(TARGET_MAKE_ENV) $(PKG_CARGO_ENV) \
-			cargo vendor --locked VENDOR > .cargo/vendored && \
-		mv .cargo/vendored .cargo/config.toml; \
+	if [ ! -e .cargo/config.toml ] || [ -e .vendored ]; then \
+		cmp -s Cargo.lock .vendored || { \
+			mkdir -p .cargo && \
+			$(TARGET_MAKE_ENV) $(PKG_CARGO_ENV) \
+				cargo vendor --locked VENDOR > .vendored && \
+			mv .vendored .cargo/config.toml && \
+			cp Cargo.lock .vendored; \
+		}; \
 	fi
 endef
-RAPIDDISKD_PRE_CONFIGURE_HOOKS += RAPIDDISKD_VENDOR
+RAPIDDISKD_PRE_BUILD_HOOKS += RAPIDDISKD_VENDOR
 
 RAPIDDISKD_ARGS = \
 	--port $(BR2_PACKAGE_RAPIDDISKD_PORT) \
 	$(addprefix --listen ,$(call qstrip,$(BR2_PACKAGE_RAPIDDISKD_LISTEN))) \
-	--memory-limit $(call qstrip,$(BR2_PACKAGE_RAPIDDISKD_MEMORY_LIMIT)) \
+	$(addprefix --memory-limit ,$(call qstrip,$(BR2_PACKAGE_RAPIDDISKD_MEMORY_LIMIT))) \
 	$(if $(BR2_PACKAGE_RAPIDDISKD_RAM_LOOP),--ram-driver loop) \
 	$(if $(BR2_PACKAGE_RAPIDDISKD_RAM_RAPIDDISK),--ram-driver rapiddisk) \
 	$(if $(BR2_PACKAGE_RAPIDDISKD_CACHE_DM_CACHE),--cache-driver dm-cache) \
