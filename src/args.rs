@@ -34,8 +34,8 @@ Options:
                            dm-cache, or auto (default), which is the first where
                            the kernel has it and the second elsewhere
       --quiesce            for the end of the machine, instead of serving: end
-                           the exports and remove the writeback caches, within
-                           30 s
+                           the exports and remove the writeback caches; gives up
+                           once nothing has got on for 30 s
   -V, --verbose            log more; twice for everything
   -d                       accepted for the init scripts of the original
                            daemon; this one always stays in the foreground

@@ -84,7 +84,8 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// How long the end of the machine waits for devices that may never answer.
+/// How long the end of the machine waits for devices that may never answer, while no
+/// other's data gets on either.
 const QUIESCE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Ends the exports and removes the writeback caches. What could not be done is told
@@ -98,12 +99,13 @@ pub fn quiesce() -> Result<(), Error> {
             logger::say(&format!("not done: {error}"));
         }
     };
+    // Neither the limit nor the drivers matter to what is there already.
+    let storage = Storage::new(Root::new("/"), MemoryLimit::Percent(100), None, CacheDriver::Auto);
     let work = || {
-        // Neither the limit nor the drivers matter to what is there already.
-        Storage::new(Root::new("/"), MemoryLimit::Percent(100), None, CacheDriver::Auto).quiesce(tell);
+        storage.quiesce(tell);
         all_done.load(Ordering::Relaxed)
     };
-    match process::aside(QUIESCE_PATIENCE, work) {
+    match process::aside(QUIESCE_PATIENCE, || storage.writeback_state(), work) {
         Ok(Some(true)) => Ok(()),
         Ok(Some(false)) => Err(Error::new("not everything could be quiesced")),
         Ok(None) => Err(Error {

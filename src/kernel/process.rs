@@ -117,12 +117,21 @@ unsafe extern "C" {
     safe fn fork() -> i32;
 }
 
-/// Runs `work` in a process of its own, for a bounded time: a thread that a device
-/// holds in the kernel keeps its whole process from ending, and whoever waits for
-/// that, or for the end of what it prints; so that goes through this one, to stderr.
-/// Gives what `work` does, or `None` if it is not through by then; it goes on. Call it
-/// while there is one thread: the others would not be there in the new one.
-pub fn aside(patience: Duration, work: impl FnOnce() -> bool) -> io::Result<Option<bool>> {
+/// How often it is looked whether work gets on.
+const PULSE: Duration = Duration::from_secs(1);
+
+/// Runs `work` in a process of its own, for as long as it gets on: a thread that a
+/// device holds in the kernel keeps its whole process from ending, and whoever waits
+/// for that, or for the end of what it prints; so that goes through this one, to
+/// stderr. Work that prints gets on, and work that changes what `pulse` gives. Gives
+/// what `work` does, or `None` where it did neither for as long as `patience`; it goes
+/// on. Call it while there is one thread: the others would not be there in the new one.
+pub fn aside<P: PartialEq>(
+    patience: Duration,
+    mut pulse: impl FnMut() -> P,
+    work: impl FnOnce() -> bool,
+) -> io::Result<Option<bool>> {
+    let mut last = pulse();
     let (mut printed, writer) = io::pipe()?;
     let child = match fork() {
         0 => {
@@ -133,14 +142,21 @@ pub fn aside(patience: Duration, work: impl FnOnce() -> bool) -> io::Result<Opti
         child => Pid::from_raw(child).filter(|_| child > 0).ok_or_else(io::Error::last_os_error)?,
     };
     drop(writer);
-    let deadline = Instant::now() + patience;
+    let mut deadline = Instant::now() + patience;
     let mut buffer = [0; 4096];
+    let beat = Timespec { tv_sec: PULSE.as_secs() as i64, tv_nsec: 0 };
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-        match poll(&mut [PollFd::new(&printed, PollFlags::IN)], Some(&left)) {
-            Ok(0) => break,
-            Ok(_) => {}
+        match poll(&mut [PollFd::new(&printed, PollFlags::IN)], Some(&beat)) {
+            Ok(0) => {
+                let now = pulse();
+                if now != last {
+                    (last, deadline) = (now, Instant::now() + patience);
+                } else if Instant::now() >= deadline {
+                    break;
+                }
+                continue;
+            }
+            Ok(_) => deadline = Instant::now() + patience,
             Err(Errno::INTR) => continue,
             Err(errno) => return Err(errno.into()),
         }

@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use super::cache::writeback;
+use super::cache::{report, writeback};
 use super::{CacheName, Error, Policy, Result, Storage, Volume};
 
 impl Storage {
@@ -19,6 +19,16 @@ impl Storage {
                 scope.spawn(|| self.quiesce_volume(volume, &tell));
             }
         });
+    }
+
+    /// What the kernel says of each writeback cache: it changes while their data gets to
+    /// the sources. Asks no device. Empty where it cannot be had.
+    pub fn writeback_state(&self) -> Vec<(String, String)> {
+        let Ok(control) = self.control() else { return Vec::new() };
+        let caches = control.list().unwrap_or_default();
+        let caches = caches.iter().filter_map(|mapped| CacheName::parse(&mapped.name));
+        let written_back = caches.filter(|cache| cache.policy() == Policy::Writeback);
+        written_back.filter_map(|cache| Some((cache.to_string(), report(&control, &cache).ok()?.1))).collect()
     }
 
     fn quiesce_volume(&self, volume: &Volume, tell: &(impl Fn(Result<String>) + Sync)) {

@@ -1,5 +1,5 @@
 # Stands in for Buildroot around rapiddiskd.mk: prints its variables and runs
-# its hooks into TARGET_DIR, without a toolchain. Called by tests/buildroot/package.
+# its hooks into TARGET_DIR, without a toolchain. Called by tests/buildroot/tree.
 
 empty :=
 comma := ,

@@ -10,7 +10,7 @@ use crate::support::kernel::{Process, eventually, mappings, settle};
 use crate::support::{Guest, guest, sh};
 
 /// Quiesces with the daemon gone, as at the end of the machine; and how long it took.
-fn quiesce(guest: &mut Guest) -> (Output, Duration) {
+pub fn quiesce(guest: &mut Guest) -> (Output, Duration) {
     guest.daemon().kill();
     let begin = Instant::now();
     let program = std::env::var("RAPIDDISKD").expect("RAPIDDISKD");

@@ -3,14 +3,16 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::time::Duration;
 
 use serde_json::json;
 
+use crate::quiesce::quiesce;
 use crate::support::data::{MIB, assert_same_data, assert_zero, noise, read, write};
 use crate::support::kernel::{
-    POOL, Process, attribute, device, eventually, loops, names, settle, size, used, works,
+    POOL, Process, attribute, device, eventually, loops, mappings, names, settle, size, used, works,
 };
-use crate::support::{Guest, clean, guest_after, guest_with, sh, sys};
+use crate::support::{Guest, clean, guest, guest_after, guest_with, sh, sys};
 
 /// A guest that has the loop driver and, if asked for, RapidDisk's modules.
 fn loop_guest(options: &[&str]) -> Guest {
@@ -252,4 +254,24 @@ fn without_either_module_it_says_which_to_load() {
         guest.refuses("createRapidDisk/8", 503, &[&format!("modprobe {driver}")]);
         assert!(!works(&format!("ls {POOL}/rd0")));
     }
+}
+
+/// Each write takes 16 s, and what makes it last 10, more than once: longer in all than a
+/// device may be silent.
+#[test]
+fn a_slow_source_gets_the_time_that_its_data_takes() {
+    let mut guest = guest();
+    sh("echo '0 131072 delay /dev/sda 0 0 /dev/sda 0 16000 /dev/sda 0 10000' | dmsetup create slow");
+    settle();
+    sh("[ -e /dev/mapper/slow ] || ln -s ../dm-0 /dev/mapper/slow");
+    guest.disk(16);
+    guest.cache("rd0", "mapper%2Fslow", "writeback");
+    let data = noise(11, 2 * MIB as usize);
+    write("/dev/mapper/rc-wb_slow", MIB, &data);
+    settle();
+    let (output, time) = quiesce(&mut guest);
+    assert!(output.status.success(), "{output:?}");
+    assert!(time > Duration::from_secs(31), "it was through after {time:?} already");
+    assert_eq!(mappings(), ["slow"]);
+    assert_same_data("the source", &read("/dev/sda", MIB, data.len()), &data);
 }
