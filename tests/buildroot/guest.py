@@ -9,8 +9,10 @@ import subprocess
 import threading
 import time
 
-# Never expected, whatever the appliance asks the kernel for.
-COMPLAINT = re.compile(rb"\bBUG[: ]|WARNING:|Oops|general protection|Call Trace|Kernel panic|blocked for more than")
+# Never expected, whatever the appliance asks the kernel for; and a script's, that it has no such program.
+COMPLAINT = re.compile(
+    rb"\bBUG[: ]|WARNING:|Oops|general protection|Call Trace|Kernel panic|blocked for more than|line \d+: .*: not found"
+)
 MIB = 1 << 20
 
 
