@@ -9,6 +9,7 @@
 
 pub mod api;
 pub mod args;
+pub mod client;
 pub mod daemon;
 pub mod http;
 pub mod kernel;
