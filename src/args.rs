@@ -92,7 +92,7 @@ pub struct Config {
     /// What makes RAM disks, if not the first that the kernel has.
     pub ram_driver: Option<RamDriver>,
     /// What makes write-through caches.
-    pub cache_driver: CacheDriver,
+    pub cache_driver: Option<CacheDriver>,
     /// How often `--verbose` was given.
     pub verbosity: u8,
 }
@@ -129,7 +129,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error>
     let mut limits = Limits::default();
     let mut memory_limit = MemoryLimit::Percent(100);
     let mut ram_driver = None;
-    let mut cache_driver = CacheDriver::Auto;
+    let mut cache_driver = None;
     let mut verbosity = 0u8;
     let mut quiesce = false;
     let mut parser = lexopt::Parser::from_iter(args);
@@ -140,7 +140,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error>
             Long("memory-limit") => memory_limit = value(&mut parser, "a memory limit", memory)?,
             Long("ram-driver") => ram_driver = value(&mut parser, "a driver for RAM disks", driver)?,
             Long("cache-driver") => {
-                cache_driver = value(&mut parser, "a cache driver", CacheDriver::parse)?;
+                cache_driver = value(&mut parser, "a cache driver", cache)?;
             }
             Short('V') | Long("verbose") => verbosity = verbosity.saturating_add(1),
             Short('d') => {}
@@ -241,9 +241,14 @@ fn memory(text: &str) -> Option<MemoryLimit> {
 fn driver(text: &str) -> Option<Option<RamDriver>> {
     match text {
         "auto" => Some(None),
-        "rapiddisk" => Some(Some(RamDriver::Rapiddisk)),
-        "loop" => Some(Some(RamDriver::Loop)),
-        _ => None,
+        _ => RamDriver::parse(text).map(Some),
+    }
+}
+
+fn cache(text: &str) -> Option<Option<CacheDriver>> {
+    match text {
+        "auto" => Some(None),
+        _ => CacheDriver::parse(text).map(Some),
     }
 }
 
@@ -286,14 +291,17 @@ mod tests {
         assert_eq!(config(&["--memory-limit", "50%"]).memory_limit, MemoryLimit::Percent(50));
         assert_eq!(config(&[]).ram_driver, None);
         for (name, driver) in
-            [("auto", None), ("rapiddisk", Some(RamDriver::Rapiddisk)), ("loop", Some(RamDriver::Loop))]
+            [("auto", None), ("rapiddisk", RamDriver::parse("rapiddisk")), ("loop", RamDriver::parse("loop"))]
         {
             assert_eq!(config(&["--ram-driver", name]).ram_driver, driver);
         }
-        assert_eq!(config(&[]).cache_driver, CacheDriver::Auto);
-        assert_eq!(config(&["--cache-driver", "auto"]).cache_driver, CacheDriver::Auto);
-        assert_eq!(config(&["--cache-driver", "dm-cache"]).cache_driver, CacheDriver::DmCache);
-        assert_eq!(config(&["--cache-driver=rapiddisk-cache"]).cache_driver, CacheDriver::RapidDiskCache);
+        assert_eq!(config(&[]).cache_driver, None);
+        assert_eq!(config(&["--cache-driver", "auto"]).cache_driver, None);
+        assert_eq!(config(&["--cache-driver", "dm-cache"]).cache_driver, CacheDriver::parse("dm-cache"));
+        assert_eq!(
+            config(&["--cache-driver=rapiddisk-cache"]).cache_driver,
+            CacheDriver::parse("rapiddisk-cache")
+        );
         assert!(matches!(parsed(&["-v"]), Ok(Command::Version)));
         assert!(matches!(parsed(&["--help"]), Ok(Command::Help)));
         assert!(matches!(parsed(&["--quiesce", "--open"]), Ok(Command::Quiesce)));

@@ -14,12 +14,12 @@ use log::{LevelFilter, info, warn};
 use crate::api::Api;
 use crate::args::Config;
 use crate::http::{Access, Server, Wake};
-use crate::kernel::process::Presence;
+use crate::kernel::lock::InstanceLock;
 use crate::kernel::signal::{self, Wanted};
-use crate::kernel::{Root, process};
+use crate::kernel::{Root, child, privileges};
 use crate::logger::{self, Logger};
 use crate::notify::{Manager, Probe};
-use crate::storage::{self, CacheDriver, MemoryLimit, Storage};
+use crate::storage::{self, Machine, MemoryLimit, Storage};
 
 /// How long the service waits for the repair of what an earlier daemon left.
 const RECOVER_PATIENCE: Duration = Duration::from_secs(10);
@@ -30,7 +30,7 @@ const WATCH_STACK: usize = 256 << 10;
 /// Repairs what an earlier daemon left, for as long as that may take: a device that held
 /// that one up must not hold up this one. Beside another daemon nothing is repaired: what
 /// looks left may be what that one is in the middle of.
-fn recover(storage: &Arc<Storage>, presence: &Arc<Presence>) {
+fn recover(storage: &Arc<Storage>, presence: &Arc<InstanceLock>) {
     if !presence.is_alone() {
         warn!("another rapiddiskd is running here: what an earlier run may have left is not repaired");
         return;
@@ -100,12 +100,12 @@ pub fn quiesce() -> Result<(), Error> {
         }
     };
     // Neither the limit nor the drivers matter to what is there already.
-    let storage = Storage::new(Root::new("/"), MemoryLimit::Percent(100), None, CacheDriver::Auto);
+    let storage = Storage::new(Machine::new(Root::new("/"), MemoryLimit::Percent(100)), None, None);
     let work = || {
-        storage.quiesce(tell);
+        storage.quiesce().run(tell);
         all_done.load(Ordering::Relaxed)
     };
-    match process::aside(QUIESCE_PATIENCE, || storage.writeback_state(), work) {
+    match child::aside(QUIESCE_PATIENCE, || storage.caches.writeback_state(), work) {
         Ok(Some(true)) => Ok(()),
         Ok(Some(false)) => Err(Error::new("not everything could be quiesced")),
         Ok(None) => Err(Error {
@@ -134,22 +134,26 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let own_token = access.own_token().map_err(failed("cannot make a token"))?;
     let server = Server::bind(&config.listen, config.limits.clone(), access).map_err(plain)?;
     // The ports are open, no thread but this one runs yet.
-    process::restrict().map_err(failed("cannot drop privileges"))?;
+    privileges::restrict().map_err(failed("cannot drop privileges"))?;
     // From here on every thread has no more rights than it needs.
     logger.start().map_err(failed("cannot start the log's thread"))?;
     let root = Root::new("/");
     // Until the end of this function: a process that a device holds may go on for long after.
-    let presence = Presence::begin(&root).map(Arc::new);
-    let storage = Arc::new(Storage::new(root, config.memory_limit, config.ram_driver, config.cache_driver));
+    let presence = InstanceLock::begin(&root).map(Arc::new);
+    let storage = Arc::new(Storage::new(
+        Machine::new(root, config.memory_limit),
+        config.ram_driver,
+        config.cache_driver,
+    ));
     match &presence {
         Ok(presence) => recover(&storage, presence),
         Err(error) => {
             warn!("what an earlier run may have left is not repaired: no lock in /run/rapiddiskd: {error}")
         }
     }
-    storage.look();
+    storage.watch.refresh_health();
     let watched = Arc::clone(&storage);
-    if let Err(error) = spawn("watch", move || watched.watch()) {
+    if let Err(error) = spawn("watch", move || watched.watch.keep_health_fresh()) {
         warn!("the status will not change: {error}");
     }
     // Not before: what was left may take the kernel long to repair, and until then a signal ends

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rapiddiskd::kernel::block::{self, Access};
+use rapiddiskd::kernel::block::{self, Mode};
 use rapiddiskd::kernel::{Root, loops, pool};
 use serde_json::Value;
 
@@ -96,7 +96,7 @@ impl Drop for Native {
         let root = Root::new("/");
         for (device, file) in loops::attached(&root).unwrap_or_default() {
             let Some(disk) = pool::name_in(&root, &file) else { continue };
-            let _ = block::open(&root, &device, Access::Read).and_then(|disk| loops::detach(&disk));
+            let _ = block::open(&root, &device, Mode::Read).and_then(|disk| loops::detach(&disk));
             let _ = fs::remove_file(Path::new("/dev").join(disk));
             let _ = pool::remove(&root, disk);
         }

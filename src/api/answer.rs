@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::NoAction;
 use crate::http::{Answer, Header};
-use crate::storage::{CacheStats, Error, Health, Policy, Port, Resources, Target, Volumes};
+use crate::storage::{Cache, CacheStats, Error, Export, Health, Policy, Port, RamDisk, Resources};
 
 /// The HTTP status of an error.
 pub fn status(error: &Error) -> u16 {
@@ -64,7 +64,7 @@ pub fn made(field: &str, name: &impl Display, message: String) -> Value {
 pub fn service(health: &Health) -> Value {
     let driver_of = |wanted| {
         let found = health.policies.iter().find(|(policy, _)| *policy == wanted);
-        found.map(|(_, driver)| driver.as_str())
+        found.map(|(_, driver)| *driver)
     };
     let mut body = json!({
         "status": "OK",
@@ -72,7 +72,7 @@ pub fn service(health: &Health) -> Value {
         "ram_driver": health.ram_driver,
         "ram_drivers": health.ram_drivers,
         "cache_driver": driver_of(Policy::WriteThrough),
-        "cache_drivers": health.cache_drivers.iter().map(|driver| driver.as_str()).collect::<Vec<_>>(),
+        "cache_drivers": health.cache_drivers,
         "policies": health.policies.iter().map(|(policy, _)| policy.as_str()).collect::<Vec<_>>(),
     });
     if let Some(shortage) = health.shortage {
@@ -102,8 +102,8 @@ pub fn resources(resources: &Resources) -> Value {
 }
 
 /// `listRapidDiskVolumes`.
-pub fn volumes(volumes: &Volumes) -> Value {
-    let disk = |disk: &crate::storage::RamDisk| {
+pub fn volumes(disks: &[RamDisk], caches: &[Cache]) -> Value {
+    let disk = |disk: &RamDisk| {
         json!({
             "device": disk.name.to_string(),
             "size": disk.size,
@@ -112,16 +112,16 @@ pub fn volumes(volumes: &Volumes) -> Value {
             "driver": disk.driver,
         })
     };
-    let cache = |cache: &crate::storage::Cache| {
+    let cache = |cache: &Cache| {
         json!({
             "device": cache.name.to_string(),
             "cache": cache.disk,
             "source": cache.source,
             "mode": cache.policy.as_str(),
-            "driver": cache.driver.as_str(),
+            "driver": cache.driver,
         })
     };
-    let (disks, caches) = (volumes.disks.iter().map(disk), volumes.caches.iter().map(cache));
+    let (disks, caches) = (disks.iter().map(disk), caches.iter().map(cache));
     list("volumes", [list("rapiddisk", disks), list("rapiddisk_cache", caches)])
 }
 
@@ -142,9 +142,9 @@ pub fn cache_stats(stats: &CacheStats) -> Value {
 
 /// `listAllNVMeTargets`: the reference's two lists, and in each target who may
 /// connect and where.
-pub fn targets(targets: &[Target], ports: &[Port]) -> Value {
-    let target = |target: &Target| {
-        let Target { subsystem, namespace, size, ports } = target;
+pub fn targets(targets: &[Export], ports: &[Port]) -> Value {
+    let target = |target: &Export| {
+        let Export { subsystem, namespace, size, ports } = target;
         let hosts: Vec<_> = subsystem.allowed_hosts.iter().map(|host| json!({"host": host})).collect();
         let mut fields = json!({
             "nqn": subsystem.nqn,
@@ -198,9 +198,9 @@ pub fn made_port(made: &Port) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::machine::Memory;
     use crate::kernel::nvmet::{Namespace, Subsystem};
-    use crate::kernel::process::Memory;
-    use crate::storage::{Cache, CacheName, Disk, DiskName, Driver, Metadata, Policy, RamDisk};
+    use crate::storage::{CacheName, Disk, DiskName, Metadata};
 
     /// The example texts of the API reference, word for word, and what is added.
     #[test]
@@ -231,13 +231,10 @@ mod tests {
             disk: "rd0".into(),
             source: "loop7".into(),
             policy: Policy::WriteAround,
-            driver: Driver::RapidDiskCache,
+            driver: "rapiddisk-cache",
         };
         assert_eq!(
-            volumes(&Volumes {
-                disks: vec![disk(0, 65536, false), disk(1, 4096, true)],
-                caches: vec![cache]
-            }),
+            volumes(&[disk(0, 65536, false), disk(1, 4096, true)], &[cache]),
             json!({"volumes": [
                 {"rapiddisk": [
                     {"device": "rd0", "size": 67108864, "usage": 65536, "status": "unlocked", "driver": "loop"},
@@ -295,7 +292,7 @@ mod tests {
         };
         let ports_there = vec![port(1, Some("10.0.0.185")), port(2, None)];
         let namespace = Namespace { id: 1, device: "/dev/rd1".into(), enabled: true };
-        let target = Target {
+        let target = Export {
             namespace: namespace.clone(),
             subsystem: Subsystem {
                 nqn: "rd1-test".into(),

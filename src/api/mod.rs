@@ -28,76 +28,76 @@ impl Api {
     fn execute(&self, action: &Action) -> Result<Value> {
         let storage = &self.storage;
         Ok(match action {
-            Action::Status => answer::service(&storage.health()),
+            Action::Status => answer::service(&storage.watch.health()),
             Action::Resources => answer::resources(&storage.resources()?),
-            Action::Volumes => answer::volumes(&storage.volumes()?),
-            Action::CacheStats(cache) => answer::cache_stats(&storage.cache_stats(cache)?),
+            Action::Volumes => answer::volumes(&storage.disks.list()?, &storage.caches.list()?),
+            Action::CacheStats(cache) => answer::cache_stats(&storage.caches.stats(cache)?),
             Action::Targets => {
-                let (targets, ports) = storage.targets()?;
+                let (targets, ports) = storage.exports.list()?;
                 answer::targets(&targets, &ports)
             }
-            Action::Ports => answer::ports(&storage.ports()?),
+            Action::Ports => answer::ports(&storage.exports.ports()?),
             Action::CreateDisk(size) => {
-                let disk = storage.create_disk(*size)?;
+                let disk = storage.disks.create(*size)?;
                 answer::made("device", &disk, format!("{disk} has {} MiB", size.bytes() >> 20))
             }
             Action::ResizeDisk(disk, size) => {
-                storage.resize_disk(*disk, *size)?;
+                storage.disks.resize(*disk, *size)?;
                 answer::done(format!("{disk} has {} MiB now", size.bytes() >> 20))
             }
             Action::FlushDisk(disk) => {
-                storage.flush_disk(*disk)?;
+                storage.disks.flush(*disk)?;
                 answer::done(format!("{disk} is empty"))
             }
             Action::RemoveDisk(disk) => {
-                storage.remove_disk(*disk)?;
+                storage.disks.remove(*disk)?;
                 answer::done(format!("{disk} is removed"))
             }
             Action::LockDisk(disk) => {
-                storage.lock_disk(*disk, true)?;
+                storage.disks.set_locked(*disk, true)?;
                 answer::done(format!("{disk} is read-only"))
             }
             Action::UnlockDisk(disk) => {
-                storage.lock_disk(*disk, false)?;
+                storage.disks.set_locked(*disk, false)?;
                 answer::done(format!("{disk} is read-write"))
             }
             Action::CreateCache(disk, source, policy) => {
-                let made = storage.create_cache(*disk, source, *policy)?;
-                let (name, driver, block) = (&made.name, made.driver.as_str(), made.block >> 10);
+                let made = storage.caches.create(*disk, source, *policy)?;
+                let (name, driver, block) = (&made.name, made.driver, made.block >> 10);
                 let message = format!(
                     "{disk} caches {source} ({driver}, blocks of {block} KiB); use it as /dev/mapper/{name}"
                 );
                 answer::made("device", name, message)
             }
             Action::RemoveCache(cache) => {
-                storage.remove_cache(cache)?;
+                storage.caches.remove(cache)?;
                 answer::done(format!("{cache} is removed"))
             }
             Action::CreatePort(id, place, protocol, service) => {
-                answer::made_port(&storage.create_port(*id, place, *protocol, *service)?)
+                answer::made_port(&storage.exports.create_port(*id, place, *protocol, *service)?)
             }
             Action::RemovePort(id) => {
-                storage.remove_port(*id)?;
+                storage.exports.remove_port(*id)?;
                 answer::done(format!("port {id} is removed"))
             }
             Action::CreateTarget(volume, ports, host) => {
-                let nqn = storage.create_target(volume, *ports, host.as_ref())?;
+                let nqn = storage.exports.create(volume, *ports, host.as_ref())?;
                 answer::made("nqn", &nqn, format!("{volume} is exported as {nqn}"))
             }
             Action::RemoveTarget(volume, None) => {
-                storage.remove_target(volume, None)?;
+                storage.exports.remove(volume, None)?;
                 answer::done(format!("{volume} is not exported any more"))
             }
             Action::RemoveTarget(volume, Some(port)) => {
-                storage.remove_target(volume, Some(*port))?;
+                storage.exports.remove(volume, Some(*port))?;
                 answer::done(format!("{volume} is not exported at port {port} any more"))
             }
             Action::AllowHost(volume, host) => {
-                let nqn = storage.allow_host(volume, host)?;
+                let nqn = storage.exports.allow_host(volume, host)?;
                 answer::made("nqn", &nqn, format!("{host} may connect to {volume}"))
             }
             Action::DenyHost(volume, host) => {
-                let nqn = storage.deny_host(volume, host)?;
+                let nqn = storage.exports.deny_host(volume, host)?;
                 answer::made("nqn", &nqn, format!("{host} may not connect to {volume} any more"))
             }
         })

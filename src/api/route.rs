@@ -2,7 +2,8 @@
 
 use crate::http::Method;
 use crate::storage::{
-    CacheName, DiskName, Nqn, Place, Policy, PortId, Ports, Protocol, ServiceId, Size, SourceName, Volume,
+    CacheName, DiskName, Nqn, Policy, PortAddress, PortId, Ports, Protocol, ServiceId, Size, SourceName,
+    Volume,
 };
 
 /// What a request asks for.
@@ -37,7 +38,7 @@ pub enum Action {
     /// Remove a cache.
     RemoveCache(CacheName),
     /// Make an NVMe port.
-    CreatePort(PortId, Place, Protocol, ServiceId),
+    CreatePort(PortId, PortAddress, Protocol, ServiceId),
     /// Remove an NVMe port.
     RemovePort(PortId),
     /// Export a volume, to one host or to any.
@@ -190,8 +191,8 @@ fn protocol(text: &str) -> Parsed<Protocol> {
     Protocol::parse(text).ok_or_else(|| format!("{text:?} is not a protocol; there are tcp, rdma and loop"))
 }
 
-fn place(text: &str) -> Parsed<Place> {
-    Place::parse(text).ok_or_else(|| {
+fn place(text: &str) -> Parsed<PortAddress> {
+    PortAddress::parse(text).ok_or_else(|| {
         format!("{text:?} is not an address or the name of a network interface; loop takes none")
     })
 }
@@ -290,14 +291,17 @@ mod tests {
     fn nvme_paths_are_actions() {
         let (rd0, port) = (Volume::parse("rd0").unwrap(), PortId::parse("1").unwrap());
         let host = || Nqn::parse("nqn.2014-08.org.nvmexpress:uuid:1").unwrap();
-        let v6 = Place::Address("fe80::1".parse().unwrap());
+        let v6 = PortAddress::Address("fe80::1".parse().unwrap());
         let create = |place, protocol, id| {
             Ok(Action::CreatePort(port, place, protocol, ServiceId::parse(id).unwrap()))
         };
-        let eth0 = Place::Interface("eth0".into());
+        let eth0 = PortAddress::Interface("eth0".into());
         assert_eq!(post("/v1/createNVMePort/1/eth0/tcp"), create(eth0, Protocol::Tcp, "4420"));
         assert_eq!(post("/v1/createNVMePort/1/fe80%3A%3A1/rdma/4421"), create(v6, Protocol::Rdma, "4421"));
-        assert_eq!(post("/v1/createNVMePort/1/none/loop"), create(Place::Nowhere, Protocol::Loop, "4420"));
+        assert_eq!(
+            post("/v1/createNVMePort/1/none/loop"),
+            create(PortAddress::Nowhere, Protocol::Loop, "4420")
+        );
         assert_eq!(post("/v1/removeNVMePort/1"), Ok(Action::RemovePort(port)));
         let target = |ports, host| Ok(Action::CreateTarget(rd0.clone(), ports, host));
         assert_eq!(post("/v1/createNVMeTarget/rd0/1"), target(Ports::One(port), None));

@@ -12,7 +12,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
 
-use super::{Dir, Error, Result, Root};
+use super::{Error, Result, Root};
 
 /// Bytes in a sector, the unit of sysfs and of device-mapper tables.
 pub const SECTOR: u64 = 512;
@@ -87,22 +87,6 @@ pub fn is_disk_read_only(root: &Root, name: &str) -> bool {
     root.number(format!("sys/block/{name}/ro")) == Some(1)
 }
 
-/// What a loop device stands on; `None` where it is not attached. Asking the
-/// device itself would mean to open it, which may be what keeps it alive.
-pub fn loop_backing(root: &Root, name: &str) -> Result<Option<String>> {
-    root.attribute_if_there(format!("sys/block/{name}/loop/backing_file"))
-}
-
-/// Whether a loop device ends before its file does.
-pub fn loop_ends_early(root: &Root, name: &str) -> bool {
-    root.number(format!("sys/block/{name}/loop/sizelimit")).is_some_and(|limit| limit > 0)
-}
-
-/// Whether a loop device lets go of its file when the last one closes it.
-pub fn loop_detaches_itself(root: &Root, name: &str) -> bool {
-    root.number(format!("sys/block/{name}/loop/autoclear")) == Some(1)
-}
-
 /// The name that device-mapper has for a disk; `None` for other disks.
 pub fn mapped_name(root: &Root, name: &str) -> Option<String> {
     root.attribute(format!("sys/block/{name}/dm/name"))
@@ -112,65 +96,6 @@ pub fn mapped_name(root: &Root, name: &str) -> Option<String> {
 pub fn whole(root: &Root, dev: Dev) -> Option<Dev> {
     attribute(root, dev, "partition")?;
     Dev::parse(&attribute(root, dev, "../dev")?)
-}
-
-/// What sysfs says of a whole disk as a piece of hardware.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hardware {
-    /// The kernel's name.
-    pub name: String,
-    /// Its size in bytes.
-    pub size: u64,
-    /// Its medium can be taken out.
-    pub removable: bool,
-    /// The vendor, where the kernel has one.
-    pub vendor: Option<String>,
-    /// The model, where the kernel has one.
-    pub model: Option<String>,
-}
-
-/// Disks that never have a device behind them, by their names less the number.
-const DEVICELESS: [&str; 4] = ["rd", "ram", "zram", "dm-"];
-
-/// All whole disks with a device behind them, attached loop devices, and arrays and
-/// persistent memory; but no paths of a multipath disk. In no order.
-pub fn all_hardware(root: &Root) -> Result<Vec<Hardware>> {
-    let Some(disks) = root.dir("sys/block")? else { return Ok(Vec::new()) };
-    let mut found = disks.names()?;
-    if found.iter().any(|name| name.starts_with("loop")) {
-        // The short way to them: they are many, and mostly not attached.
-        let short = root.dir("sys/devices/virtual/block")?;
-        let loops = short.as_ref().unwrap_or(&disks);
-        found.retain(|name| !name.starts_with("loop") || loops.exists(&format!("{name}/loop")));
-    }
-    found.retain(|name| !DEVICELESS.contains(&name.trim_end_matches(|c: char| c.is_ascii_digit())));
-    Ok(found.into_iter().filter_map(|name| hardware(&disks, name)).collect())
-}
-
-/// Looks at one disk; `None` if it has no place in the list or goes away meanwhile.
-fn hardware(disks: &Dir, name: String) -> Option<Hardware> {
-    // Everything below belongs to this one device, whoever gets its name next.
-    let disk = disks.dir(&name)?;
-    let identity = |part| disk.attribute(part).filter(|text| !text.is_empty());
-    let (vendor, model) = (identity("device/vendor"), identity("device/model"));
-    // What has an identity has a device.
-    let is_listed = |name: &str| ["md", "pmem", "loop"].iter().any(|start| name.starts_with(start));
-    if vendor.is_none() && model.is_none() && !is_listed(&name) && !disk.exists("device") {
-        return None;
-    }
-    // The paths of a multipath disk: NVMe alone has them.
-    if name.starts_with("nvme") && disk.number("hidden") == Some(1) {
-        return None;
-    }
-    let size = disk.number("size")?.checked_mul(SECTOR)?;
-    Some(Hardware {
-        // Only asked of a drive without a medium.
-        removable: size == 0 && disk.number("removable") == Some(1),
-        name,
-        size,
-        vendor,
-        model,
-    })
 }
 
 /// An attribute of a disk or partition, by device number; `None` without it.
@@ -214,7 +139,7 @@ pub fn holders(root: &Root, dev: Dev) -> Result<Vec<String>> {
 
 /// How a device is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
+pub enum Mode {
     /// For reading attributes and data.
     Read,
     /// For reading, and for nobody else's exclusive use meanwhile (`O_EXCL`):
@@ -227,17 +152,17 @@ pub enum Access {
 /// Opens the node of a disk or partition, by the kernel's name. Never waits for a
 /// medium, never becomes a terminal. ENXIO: what is there is another device, as
 /// in a `/dev` that is not the kernel's own.
-pub fn open(root: &Root, name: &str, access: Access) -> Result<File> {
+pub fn open(root: &Root, name: &str, mode: Mode) -> Result<File> {
     let path = node(root, name);
-    let flags = match access {
-        Access::Read => OFlags::empty(),
-        Access::Claim | Access::ClaimWrite => OFlags::EXCL,
+    let flags = match mode {
+        Mode::Read => OFlags::empty(),
+        Mode::Claim | Mode::ClaimWrite => OFlags::EXCL,
     };
     let flags = (flags | OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
     let context = |error: io::Error| Error::new(format!("open {}", path.display()), &error);
     let file = File::options()
         .read(true)
-        .write(access == Access::ClaimWrite)
+        .write(mode == Mode::ClaimWrite)
         .custom_flags(flags)
         .open(&path)
         .map_err(context)?;
@@ -295,8 +220,8 @@ mod tests {
     #[test]
     fn only_the_block_device_of_that_name_is_opened() {
         let root = Root::new("/");
-        assert!(open(&root, "null", Access::Read).unwrap_err().is(Errno::NXIO));
-        assert!(open(&root, "none-such", Access::Read).unwrap_err().is(Errno::NOENT));
+        assert!(open(&root, "null", Mode::Read).unwrap_err().is(Errno::NXIO));
+        assert!(open(&root, "none-such", Mode::Read).unwrap_err().is(Errno::NOENT));
         assert_eq!(dev_of_node(Path::new("/dev/null")), None);
     }
 }

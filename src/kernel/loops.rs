@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, Ioctl, IoctlOutput, NoArg, Opcode, Setter, ioctl, opcode};
 
-use super::block::{self, Access};
+use super::block::{self, Mode};
 use super::{Error, Result, Root};
 
 const CONTROL: &str = "dev/loop-control";
@@ -105,9 +105,25 @@ pub fn is_loaded(root: &Root) -> bool {
 pub fn attached(root: &Root) -> Result<Vec<(String, String)>> {
     let mut found = Vec::new();
     for name in block::disks(root)?.into_iter().filter(|name| name.starts_with("loop")) {
-        found.extend(block::loop_backing(root, &name)?.map(|file| (name, file)));
+        found.extend(backing(root, &name)?.map(|file| (name, file)));
     }
     Ok(found)
+}
+
+/// What a loop device stands on; `None` where it is not attached. Asking the
+/// device itself would mean to open it, which may be what keeps it alive.
+pub fn backing(root: &Root, name: &str) -> Result<Option<String>> {
+    root.attribute_if_there(format!("sys/block/{name}/loop/backing_file"))
+}
+
+/// Whether a loop device ends before its file does.
+pub fn ends_early(root: &Root, name: &str) -> bool {
+    root.number(format!("sys/block/{name}/loop/sizelimit")).is_some_and(|limit| limit > 0)
+}
+
+/// Whether a loop device lets go of its file when the last one closes it.
+pub fn detaches_itself(root: &Root, name: &str) -> bool {
+    root.number(format!("sys/block/{name}/loop/autoclear")) == Some(1)
 }
 
 /// Attaches a free device to a file, for reading and writing, past the page cache
@@ -121,7 +137,7 @@ pub fn attach(root: &Root, file: &File) -> Result<(String, File)> {
         // SAFETY: see GetFree.
         let number = unsafe { ioctl(&control, GetFree) }.map_err(failed("LOOP_CTL_GET_FREE"))?;
         let name = format!("loop{number}");
-        let disk = match block::open(root, &name, Access::ClaimWrite) {
+        let disk = match block::open(root, &name, Mode::ClaimWrite) {
             Err(error) if !is_last && (error.is(Errno::BUSY) || error.is_gone()) => continue,
             opened => opened?,
         };

@@ -1,202 +1,25 @@
-//! The kernel's interfaces: sysfs, procfs, configfs, block-device and
-//! device-mapper ioctls, signals. The only place with `unsafe` and with kernel
-//! paths, all of which start at one [`Root`].
+//! The kernel's interfaces: sysfs, procfs, configfs, block-device and device-mapper ioctls, links in
+//! `/dev`, signals. This is the only place with `unsafe` and with kernel paths, all of which start
+//! at one [`Root`].
 
 pub mod block;
+pub mod child;
 pub mod dm;
+mod error;
+pub mod hardware;
+pub mod links;
+pub mod lock;
 pub mod loops;
+pub mod machine;
+pub mod modules;
 pub mod net;
 pub mod nvmet;
 pub mod pool;
+pub mod privileges;
 pub mod proc;
-pub mod process;
 pub mod rapiddisk;
+mod root;
 pub mod signal;
 
-use std::fmt;
-use std::fs;
-use std::io::{self, Read};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
-
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawDir, open, openat, statat};
-use rustix::io::Errno;
-
-/// The largest kernel text that is read into memory, in bytes. A busy host's
-/// `mountinfo` is far below it.
-const TEXT_MAX: u64 = 16 << 20;
-
-/// Where the kernel's file systems are found: `/` in life, a directory in tests.
-#[derive(Clone, Debug)]
-pub struct Root(PathBuf);
-
-impl Root {
-    /// A root at `path`.
-    pub fn new(path: impl Into<PathBuf>) -> Root {
-        Root(path.into())
-    }
-
-    /// The path of `below`, which must be relative (`sys/block`).
-    pub fn path(&self, below: impl AsRef<Path>) -> PathBuf {
-        debug_assert!(below.as_ref().is_relative());
-        self.0.join(below)
-    }
-
-    /// Reads a text file of the kernel's.
-    pub fn text(&self, below: impl AsRef<Path>) -> Result<String> {
-        let path = self.path(below);
-        let mut bytes = Vec::new();
-        fs::File::open(&path)
-            .and_then(|file| file.take(TEXT_MAX).read_to_end(&mut bytes))
-            .map_err(|error| Error::new(format!("read {}", path.display()), &error))?;
-        Ok(String::from_utf8(bytes)
-            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
-    }
-
-    /// Reads a one-value attribute without the white space around it; `None`
-    /// where there is no such file or the kernel has nothing to say.
-    pub fn attribute(&self, below: impl AsRef<Path>) -> Option<String> {
-        attribute(CWD, &self.path(below))
-    }
-
-    /// The same where "cannot be read" must not pass for "is not there".
-    pub fn attribute_if_there(&self, below: impl AsRef<Path>) -> Result<Option<String>> {
-        match self.text(below) {
-            Ok(text) => Ok(Some(text.trim().to_owned())),
-            Err(error) if error.is_gone() => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Reads a numeric attribute; `None` where there is none.
-    pub fn number(&self, below: impl AsRef<Path>) -> Option<u64> {
-        self.attribute(below)?.parse().ok()
-    }
-
-    /// The names in a directory, in no order; empty where it does not exist.
-    pub fn names(&self, below: impl AsRef<Path>) -> Result<Vec<String>> {
-        self.dir(below)?.map_or(Ok(Vec::new()), |dir| dir.names())
-    }
-
-    /// Opens a directory; `None` where it does not exist.
-    pub fn dir(&self, below: impl AsRef<Path>) -> Result<Option<Dir>> {
-        let path = self.path(below);
-        match open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
-            Ok(fd) => Ok(Some(Dir { fd, path })),
-            Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(Error::new(format!("list {}", path.display()), &errno.into())),
-        }
-    }
-
-    /// Whether the path exists.
-    pub fn exists(&self, below: impl AsRef<Path>) -> bool {
-        fs::symlink_metadata(self.path(below)).is_ok()
-    }
-}
-
-/// An open directory: what is below it is found without the way to it, and belongs to
-/// the same object, whatever takes its name meanwhile.
-#[derive(Debug)]
-pub struct Dir {
-    fd: OwnedFd,
-    path: PathBuf,
-}
-
-impl Dir {
-    /// A directory below, links followed; `None` without it.
-    pub fn dir(&self, below: &str) -> Option<Dir> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = openat(&self.fd, below, flags, Mode::empty()).ok()?;
-        Some(Dir { fd, path: self.path.join(below) })
-    }
-
-    /// The names in it, in no order. Once only: the place in the list is the descriptor's.
-    pub fn names(&self) -> Result<Vec<String>> {
-        let mut buffer = [const { MaybeUninit::uninit() }; 4096];
-        let mut entries = RawDir::new(&self.fd, &mut buffer);
-        let mut names = Vec::new();
-        while let Some(entry) = entries.next() {
-            let context = |errno: Errno| Error::new(format!("list {}", self.path.display()), &errno.into());
-            let entry = entry.map_err(context)?;
-            // A name that is not UTF-8 is none of the kernel's own.
-            names.extend(
-                entry
-                    .file_name()
-                    .to_str()
-                    .ok()
-                    .filter(|name| !matches!(*name, "." | ".."))
-                    .map(str::to_owned),
-            );
-        }
-        Ok(names)
-    }
-
-    /// Whether the path exists.
-    pub fn exists(&self, below: &str) -> bool {
-        statat(&self.fd, below, AtFlags::SYMLINK_NOFOLLOW).is_ok()
-    }
-
-    /// As [`Root::attribute`].
-    pub fn attribute(&self, below: &str) -> Option<String> {
-        attribute(self.fd.as_fd(), Path::new(below))
-    }
-
-    /// As [`Root::number`].
-    pub fn number(&self, below: &str) -> Option<u64> {
-        self.attribute(below)?.parse().ok()
-    }
-}
-
-fn attribute(at: BorrowedFd<'_>, path: &Path) -> Option<String> {
-    // One page at most, and complete in one read: sysfs(5).
-    let mut page = [0; 4096];
-    let file = openat(at, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let length = rustix::io::read(&file, &mut page).ok()?;
-    Some(String::from_utf8_lossy(&page[..length]).trim().to_owned())
-}
-
-/// What the kernel refused, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Error {
-    /// The call and the file or device, as in "write /sys/…/mgmt".
-    pub what: String,
-    /// The errno, 0 where the kernel's answer could not be understood.
-    pub errno: i32,
-}
-
-/// The result of a call into the kernel.
-pub type Result<T> = std::result::Result<T, Error>;
-
-impl Error {
-    /// An error of `what`, with the errno that `error` carries.
-    pub fn new(what: impl Into<String>, error: &io::Error) -> Error {
-        Error { what: what.into(), errno: error.raw_os_error().unwrap_or(0) }
-    }
-
-    /// An answer of the kernel's that this program does not understand.
-    pub fn strange(what: impl Into<String>) -> Error {
-        Error { what: what.into(), errno: 0 }
-    }
-
-    /// Whether what was asked about is not there, or went away meanwhile.
-    pub fn is_gone(&self) -> bool {
-        [Errno::NOENT, Errno::SRCH, Errno::NODEV, Errno::NXIO].iter().any(|&errno| self.is(errno))
-    }
-
-    /// Whether the errno is this one.
-    pub fn is(&self, errno: Errno) -> bool {
-        self.errno == errno.raw_os_error()
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.errno {
-            0 => write!(f, "{}: unexpected answer of the kernel", self.what),
-            errno => write!(f, "{}: {}", self.what, io::Error::from_raw_os_error(errno)),
-        }
-    }
-}
-
-impl std::error::Error for Error {}
+pub use error::{Error, Result};
+pub use root::{Dir, Root};

@@ -27,7 +27,7 @@ pub fn path(root: &Root, name: &str) -> PathBuf {
 /// The file's name, given its path as the kernel shows it; `None` if it is no file
 /// of the pool.
 pub fn name_in<'a>(root: &Root, path: &'a str) -> Option<&'a str> {
-    // One that somebody unlinked lives on for as long as its device.
+    // A file that somebody unlinked lives on for as long as its device.
     let path = path.strip_suffix(" (deleted)").unwrap_or(path);
     path.strip_prefix(root.path(DIR).to_str()?)?.strip_prefix('/')
 }
@@ -78,6 +78,16 @@ pub fn create(root: &Root, name: &str, bytes: u64) -> Result<File> {
     }
 }
 
+/// Gives a file a length in bytes: what is above is cut off, what is new is a hole.
+pub fn set_length(file: &File, bytes: u64) -> Result<()> {
+    file.set_len(bytes).map_err(|error| Error::new("ftruncate", &error))
+}
+
+/// The length of a file in bytes.
+pub fn length(file: &File) -> Result<u64> {
+    Ok(file.metadata().map_err(|error| Error::new("fstat", &error))?.len())
+}
+
 /// Opens a file for reading and writing.
 pub fn open(root: &Root, name: &str) -> Result<File> {
     let path = path(root, name);
@@ -126,7 +136,7 @@ pub fn held(root: &Root, name: &str) -> Option<u64> {
 pub fn end_of_data(file: &File) -> Result<u64> {
     let failed = |errno: Errno| Error::new("lseek SEEK_DATA", &errno.into());
     let page = rustix::param::page_size() as u64;
-    let length = file.metadata().map_err(|error| Error::new("fstat", &error))?.len();
+    let length = length(file)?;
     // In pages: there is data right below `start`, and none at or above `end`.
     let (mut start, mut end) = (0, length.div_ceil(page));
     while start < end {

@@ -83,14 +83,6 @@ fn on_device((path, kind): (String, &str)) -> Option<String> {
     (kind == "partition").then_some(path)
 }
 
-/// Memory for new claims without swapping, in bytes (`MemAvailable` of /proc/meminfo).
-pub fn available_memory(root: &Root) -> Result<u64> {
-    let text = root.text("proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kib.map(|kib| kib.saturating_mul(1024)).ok_or_else(|| Error::strange("read /proc/meminfo"))
-}
-
 /// A process that has a device open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opener {

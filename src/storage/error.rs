@@ -4,8 +4,8 @@ use std::fmt;
 
 use crate::kernel;
 
-/// Why something was not done. Each message says which device is meant, what
-/// stands in the way, and what to do about it.
+/// Why something was not done. Each message says which device is meant, what stands in the way, and
+/// what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
     /// The request itself is wrong.
@@ -18,26 +18,27 @@ pub enum Error {
     NoMemory(String),
     /// The kernel lacks what the call needs.
     Unavailable(String),
-    /// The kernel refused for another reason; the text says what was attempted.
+    /// The kernel refused for another reason; the text says what could not be done.
     Kernel(String, kernel::Error),
-    /// Something failed, and part of what had been done could not be undone.
+    /// Something failed, and some of what had been done could not be undone.
     NotUndone(Box<Error>, Vec<String>),
 }
 
 /// The result of a storage operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
-impl Error {
-    /// For `map_err`: a refusal of the kernel's while doing `what`.
-    pub fn kernel(what: impl Into<String>) -> impl FnOnce(kernel::Error) -> Error {
-        let what = what.into();
-        |error| Error::Kernel(what, error)
-    }
+/// Adds to a refusal of the kernel's what was not done because of it.
+pub trait Cannot<T> {
+    /// `what` completes the sentence "cannot …", as in `list the RAM disks`.
+    ///
+    /// # Errors
+    /// The kernel's, as [`Error::Kernel`].
+    fn cannot(self, what: impl fmt::Display) -> Result<T>;
 }
 
-impl From<kernel::Error> for Error {
-    fn from(error: kernel::Error) -> Error {
-        Error::Kernel("the kernel refused".into(), error)
+impl<T> Cannot<T> for kernel::Result<T> {
+    fn cannot(self, what: impl fmt::Display) -> Result<T> {
+        self.map_err(|error| Error::Kernel(format!("cannot {what}"), error))
     }
 }
 

@@ -2,8 +2,11 @@
 //! changes of others do not wait for them.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use super::DiskName;
 
 /// How long a change waits for another of the same object.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -13,12 +16,29 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub enum Key {
     /// The sum of all RAM disks' sizes, which the memory limit bounds.
     Memory,
-    /// A block device, by the kernel's name.
+    /// A block device: a RAM disk by its own name, any other by the kernel's.
     Device(String),
     /// A cache mapping, by its device-mapper name.
     Mapping(String),
     /// The NVMe target's tree, whose objects refer to each other.
     Nvme,
+}
+
+impl Key {
+    /// The key of a RAM disk.
+    pub fn disk(name: DiskName) -> Key {
+        Key::Device(name.to_string())
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Key::Memory => f.write_str("the RAM disks"),
+            Key::Nvme => f.write_str("the NVMe targets"),
+            Key::Device(name) | Key::Mapping(name) => f.write_str(name),
+        }
+    }
 }
 
 /// The keys held at the moment.
@@ -35,8 +55,8 @@ pub struct Held<'a> {
 }
 
 impl Locks {
-    /// Takes all of `keys` at once, so that no two changes wait for each other;
-    /// `None` if one stays held for too long.
+    /// Takes all of `keys` at once, so that no two changes can wait for each other for ever. `None`
+    /// if one of them stays held for too long.
     pub fn hold(&self, keys: Vec<Key>) -> Option<Held<'_>> {
         self.hold_within(keys, PATIENCE)
     }
@@ -57,7 +77,7 @@ impl Locks {
         Some(Held { locks: self, keys })
     }
 
-    /// The set is whole even after a panic: it changes in single steps.
+    /// A panic leaves the set valid, since each change of it is a single step.
     fn held(&self) -> MutexGuard<'_, HashSet<Key>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,134 +1,83 @@
-//! What an administrator thinks in: RAM disks, caches, NVMe targets, the
-//! resources of the machine, and what is in use by what. Knows no HTTP.
+//! What an administrator thinks in: RAM disks, caches, NVMe exports, the resources of the machine, and
+//! what is in use by what. Knows no HTTP.
 //!
-//! The kernel is the only memory: nothing here is remembered that the kernel
-//! does not hold, but for which objects are being changed right now.
+//! The kernel is the only memory: nothing is remembered here that the kernel does not hold, but for
+//! which objects are being changed right now.
 
-mod cache;
+mod caches;
+mod disks;
 mod error;
-mod health;
+mod exports;
 mod locks;
+mod machine;
 mod names;
-mod node;
 mod nvme_names;
-mod port;
 mod quiesce;
-mod ramdisk;
 mod resources;
-mod stats;
-mod target;
 mod undo;
 mod usage;
+mod wait;
+mod watch;
 
-use std::sync::Mutex;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
-pub use cache::{Cache, CacheDriver, Driver, NewCache};
+pub use caches::{Cache, CacheDriver, CacheStats, Caches, Metadata, NewCache};
+pub use disks::{Disks, RamDisk, RamDriver};
 pub use error::{Error, Result};
-pub use health::{Health, Shortage};
+pub use exports::{Export, Exports};
+pub use machine::{Machine, MemoryLimit};
 pub use names::{CacheName, DiskName, Policy, Size, SourceName};
-pub use nvme_names::{Nqn, Place, PortId, Ports, Protocol, ServiceId, Volume};
-pub use ramdisk::{RamDisk, RamDriver, Volumes};
+pub use nvme_names::{Nqn, PortAddress, PortId, Ports, Protocol, ServiceId, Volume};
+pub use quiesce::Quiesce;
 pub use resources::{Disk, Resources};
-pub use stats::{CacheStats, Metadata};
-pub use target::Target;
-
-use rustix::io::Errno;
+pub use watch::{Health, Shortage, Watch};
 
 pub use crate::kernel::nvmet::Port;
-use crate::kernel::{self, Root, process};
-use locks::{Held, Key, Locks};
-use ramdisk::Drivers;
 
-/// How long udev's rules may look into a device that has just changed.
-const PROBING: Duration = Duration::from_secs(1);
-const PAUSE: Duration = Duration::from_millis(10);
-
-/// How much memory the RAM disks may claim together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MemoryLimit {
-    /// This many bytes.
-    Bytes(u64),
-    /// This part of the machine's memory, 1 to 100.
-    Percent(u8),
-}
-
-/// The storage of this machine.
+/// The storage of a machine: the owner of each kind of object.
 pub struct Storage {
-    root: Root,
-    limit: MemoryLimit,
-    cache_driver: CacheDriver,
-    locks: Locks,
-    drivers: Drivers,
-    health: Mutex<Health>,
+    machine: Arc<Machine>,
+    /// The RAM disks.
+    pub disks: Arc<Disks>,
+    /// The caches.
+    pub caches: Arc<Caches>,
+    /// The NVMe ports and exports.
+    pub exports: Exports,
+    /// What the kernel offers, and whether the memory is enough.
+    pub watch: Watch,
 }
 
 impl Storage {
-    /// The storage that the kernel shows at `root`. New RAM disks are made by `ram`, or
-    /// by the first of the drivers that the kernel has.
-    pub fn new(root: Root, limit: MemoryLimit, ram: Option<RamDriver>, cache: CacheDriver) -> Storage {
-        let (drivers, health) = (Drivers::new(ram), Mutex::default());
-        Storage { root, limit, cache_driver: cache, locks: Locks::default(), drivers, health }
+    /// The storage of `machine`. New RAM disks and write-through caches are made by the given drivers,
+    /// or by the first of each kind that the kernel has.
+    pub fn new(machine: Machine, ram: Option<RamDriver>, cache: Option<CacheDriver>) -> Storage {
+        let machine = Arc::new(machine);
+        let disks = Arc::new(Disks::new(Arc::clone(&machine), ram));
+        let caches = Arc::new(Caches::new(Arc::clone(&machine), Arc::clone(&disks), cache));
+        Storage {
+            exports: Exports::new(Arc::clone(&machine), Arc::clone(&disks), Arc::clone(&caches)),
+            watch: Watch::new(Arc::clone(&machine), Arc::clone(&disks), Arc::clone(&caches)),
+            machine,
+            disks,
+            caches,
+        }
     }
 
-    /// Repairs what a daemon that was killed in the middle of a change left. Returns
-    /// what was done or could not be, a line each.
+    /// The machine's memory and its real disks.
+    pub fn resources(&self) -> Result<Resources> {
+        resources::resources(&self.machine, &self.disks)
+    }
+
+    /// Repairs what a daemon that was killed during a change left. Returns a line for each thing that
+    /// was done or could not be done.
     pub fn recover(&self) -> Vec<String> {
-        let mut said = self.recover_disks();
-        said.extend(self.recover_caches());
+        let mut said = self.disks.recover();
+        said.extend(self.caches.recover());
         said
     }
 
-    /// Takes what a change is about, or says that another change keeps it.
-    fn hold(&self, keys: Vec<Key>) -> Result<Held<'_>> {
-        let busy =
-            || Error::Conflict(format!("another change of {} is still running; try again", named(&keys)));
-        self.locks.hold(keys.clone()).ok_or_else(busy)
-    }
-
-    /// The memory limit in bytes.
-    fn memory_limit(&self) -> u64 {
-        match self.limit {
-            MemoryLimit::Bytes(bytes) => bytes,
-            MemoryLimit::Percent(percent) => {
-                let total = u128::from(process::memory().total);
-                (total * u128::from(percent) / 100) as u64
-            }
-        }
-    }
-}
-
-fn named(keys: &[Key]) -> String {
-    let name = |key: &Key| match key {
-        Key::Memory => "the RAM disks".to_owned(),
-        Key::Nvme => "the NVMe targets".to_owned(),
-        Key::Device(name) | Key::Mapping(name) => name.clone(),
-    };
-    keys.iter().map(name).collect::<Vec<_>>().join(" or ")
-}
-
-/// Asks again until `done` or until `patience` is over; whether it was done.
-fn wait_until(patience: Duration, mut done: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + patience;
-    loop {
-        if done() {
-            return true;
-        }
-        if Instant::now() >= deadline {
-            return false;
-        }
-        thread::sleep(PAUSE);
-    }
-}
-
-/// Tries again while the kernel says EBUSY, as long as udev's rules may be looking.
-fn retry_busy<T>(mut attempt: impl FnMut() -> kernel::Result<T>) -> kernel::Result<T> {
-    let deadline = Instant::now() + PROBING;
-    loop {
-        match attempt() {
-            Err(error) if error.is(Errno::BUSY) && Instant::now() < deadline => thread::sleep(PAUSE),
-            settled => return settled,
-        }
+    /// What has to end before the machine does.
+    pub fn quiesce(&self) -> Quiesce<'_> {
+        Quiesce { disks: &self.disks, caches: &self.caches, exports: &self.exports }
     }
 }

@@ -202,7 +202,7 @@ impl fmt::Display for SourceName {
 }
 
 /// A key that sorts `sd2` before `sd10`: numbers by value, the rest as text.
-pub(super) fn natural(name: &str) -> Vec<(usize, &str)> {
+pub fn natural(name: &str) -> Vec<(usize, &str)> {
     let mut key = Vec::new();
     let mut rest = name;
     while !rest.is_empty() {

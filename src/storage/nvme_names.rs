@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::{CacheName, DiskName};
+use super::names::{CacheName, DiskName};
 
 /// Longest NQN in bytes (NVMe base specification, NVMe Qualified Names).
 const NQN_MAX: usize = 223;
@@ -134,7 +134,7 @@ impl Protocol {
 
 /// Where a port listens, as asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum PortAddress {
     /// At this address.
     Address(IpAddr),
     /// At the first address of this network interface.
@@ -143,29 +143,29 @@ pub enum Place {
     Nowhere,
 }
 
-impl Place {
+impl PortAddress {
     /// Reads an address, the name of an interface, or `none`.
-    pub fn parse(text: &str) -> Option<Place> {
+    pub fn parse(text: &str) -> Option<PortAddress> {
         if let Ok(address) = text.parse() {
-            return Some(Place::Address(address));
+            return Some(PortAddress::Address(address));
         }
         // As the kernel's dev_valid_name(), and no longer than IFNAMSIZ allows.
         let is_name = (1..16).contains(&text.len())
             && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:".contains(&byte))
             && !matches!(text, "." | "..");
         match text {
-            "none" => Some(Place::Nowhere),
-            _ => is_name.then(|| Place::Interface(text.to_owned())),
+            "none" => Some(PortAddress::Nowhere),
+            _ => is_name.then(|| PortAddress::Interface(text.to_owned())),
         }
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for PortAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::Address(address) => address.fmt(f),
-            Place::Interface(name) => f.write_str(name),
-            Place::Nowhere => f.write_str("none"),
+            PortAddress::Address(address) => address.fmt(f),
+            PortAddress::Interface(name) => f.write_str(name),
+            PortAddress::Nowhere => f.write_str("none"),
         }
     }
 }
@@ -253,14 +253,14 @@ mod tests {
     }
 
     #[test]
-    fn places_are_addresses_interfaces_or_nowhere() {
-        assert_eq!(Place::parse("10.0.0.1"), Some(Place::Address("10.0.0.1".parse().unwrap())));
-        assert_eq!(Place::parse("fe80::1"), Some(Place::Address("fe80::1".parse().unwrap())));
-        assert_eq!(Place::parse("eth0.100"), Some(Place::Interface("eth0.100".into())));
-        assert_eq!(Place::parse("none"), Some(Place::Nowhere));
+    fn a_port_has_an_address_an_interface_or_neither() {
+        assert_eq!(PortAddress::parse("10.0.0.1"), Some(PortAddress::Address("10.0.0.1".parse().unwrap())));
+        assert_eq!(PortAddress::parse("fe80::1"), Some(PortAddress::Address("fe80::1".parse().unwrap())));
+        assert_eq!(PortAddress::parse("eth0.100"), Some(PortAddress::Interface("eth0.100".into())));
+        assert_eq!(PortAddress::parse("none"), Some(PortAddress::Nowhere));
         for bad in ["", ".", "..", "a/b", "a b", "a:1", "an-interface-too-long", "1.2.3.4:80", "[::1]", "é"]
         {
-            assert_eq!(Place::parse(bad), None, "{bad:?}");
+            assert_eq!(PortAddress::parse(bad), None, "{bad:?}");
         }
     }
 
@@ -277,8 +277,8 @@ mod tests {
             if let Some(port) = PortId::parse(&text) {
                 prop_assert_eq!(port.to_string(), text.clone());
             }
-            if let Some(place @ (Place::Interface(_) | Place::Nowhere)) = Place::parse(&text) {
-                prop_assert_eq!(place.to_string(), text);
+            if let Some(address @ (PortAddress::Interface(_) | PortAddress::Nowhere)) = PortAddress::parse(&text) {
+                prop_assert_eq!(address.to_string(), text);
             }
         }
     }

@@ -1,74 +1,73 @@
-//! The end of the machine: exports end, and what only memory holds gets to its disk.
+//! The end of the machine: exports end, and what only memory holds is written to its disk.
 
 use std::thread;
 
-use super::cache::{report, writeback};
-use super::{CacheName, Error, Policy, Result, Storage, Volume};
+use super::caches::Caches;
+use super::disks::Disks;
+use super::error::{Error, Result};
+use super::exports::Exports;
+use super::names::{CacheName, Policy};
+use super::nvme_names::Volume;
 
-impl Storage {
-    /// Ends the exports made here and removes the writeback caches, each by itself, so
-    /// that a disk that does not answer keeps no other waiting. A cache that is in use
-    /// stays, and has its data written so far. Tells each thing done (`Ok`) or not.
-    pub fn quiesce(&self, tell: impl Fn(Result<String>) + Sync) {
-        let names = self.volume_names().unwrap_or_else(|error| {
+/// What has to end before the machine does.
+pub struct Quiesce<'a> {
+    /// The RAM disks.
+    pub disks: &'a Disks,
+    /// The caches.
+    pub caches: &'a Caches,
+    /// The exports.
+    pub exports: &'a Exports,
+}
+
+impl Quiesce<'_> {
+    /// Ends the exports made here and removes the writeback caches. Each has a thread of its own, so
+    /// that a disk that does not answer keeps no other waiting. A cache that is in use stays, and has
+    /// its data written so far. `tell` is called for each thing that was done (`Ok`) or not.
+    pub fn run(&self, tell: impl Fn(Result<String>) + Sync) {
+        let volumes = self.volumes().unwrap_or_else(|error| {
             tell(Err(error));
             Vec::new()
         });
         thread::scope(|scope| {
-            for volume in &names {
-                scope.spawn(|| self.quiesce_volume(volume, &tell));
+            for volume in &volumes {
+                scope.spawn(|| self.end(volume, &tell));
             }
         });
     }
 
-    /// What the kernel says of each writeback cache: it changes while their data gets to
-    /// the sources. Asks no device. Empty where it cannot be had.
-    pub fn writeback_state(&self) -> Vec<(String, String)> {
-        let Ok(control) = self.control() else { return Vec::new() };
-        let caches = control.list().unwrap_or_default();
-        let caches = caches.iter().filter_map(|mapped| CacheName::parse(&mapped.name));
-        let written_back = caches.filter(|cache| cache.policy() == Policy::Writeback);
-        written_back.filter_map(|cache| Some((cache.to_string(), report(&control, &cache).ok()?.1))).collect()
+    /// Every volume, by its name alone: a device that hangs may not tell more.
+    fn volumes(&self) -> Result<Vec<Volume>> {
+        let disks = self.disks.devices()?.into_iter().map(|(name, ..)| Volume::Disk(name));
+        let caches = self.caches.names()?.into_iter().map(Volume::Cache);
+        Ok(disks.chain(caches).collect())
     }
 
-    fn quiesce_volume(&self, volume: &Volume, tell: &(impl Fn(Result<String>) + Sync)) {
+    fn end(&self, volume: &Volume, tell: &(impl Fn(Result<String>) + Sync)) {
         let writeback = match volume {
             Volume::Cache(cache) if cache.policy() == Policy::Writeback => Some(cache),
             _ => None,
         };
-        // First what matters most: ending an export may wait for a device for ever, and
-        // for the end of another export. The removal tells whether it worked.
-        if let (Some(cache), Ok(control)) = (writeback, self.control()) {
-            let _ = writeback::write_back(&control, cache);
+        // The data is written first, since it matters most: ending an export may wait for ever, for a
+        // device or for another export's end. Whether it worked is told by the removal below.
+        if let Some(cache) = writeback {
+            let _ = self.caches.write_back(cache);
         }
-        match self.remove_target(volume, None) {
+        match self.exports.remove(volume, None) {
             Ok(()) => tell(Ok(format!("{volume} is not exported any more"))),
-            // Never exported, or no NVMe targets in this kernel.
+            // It was never exported, or this kernel has no NVMe targets.
             Err(Error::NotFound(_) | Error::Unavailable(_)) => {}
             Err(error) => tell(Err(error)),
         }
         if let Some(cache) = writeback {
-            tell(self.quiesce_cache(cache));
+            tell(self.remove_cache(cache));
         }
     }
 
-    /// By the names alone: a device that hangs may not tell more.
-    fn volume_names(&self) -> Result<Vec<Volume>> {
-        let disks = self.devices()?.into_iter().map(|(name, ..)| Volume::Disk(name));
-        let mapped = match self.control() {
-            Ok(control) => control.list()?,
-            Err(Error::Unavailable(_)) => Vec::new(),
-            Err(error) => return Err(error),
-        };
-        let caches = mapped.iter().filter_map(|mapped| CacheName::parse(&mapped.name)).map(Volume::Cache);
-        Ok(disks.chain(caches).collect())
-    }
-
-    fn quiesce_cache(&self, cache: &CacheName) -> Result<String> {
-        match self.remove_cache(cache) {
+    fn remove_cache(&self, cache: &CacheName) -> Result<String> {
+        match self.caches.remove(cache) {
             Ok(()) => Ok(format!("{cache} is removed, all of its data is on its source")),
             Err(Error::Conflict(in_use)) => {
-                writeback::write_back(&self.control()?, cache)?;
+                self.caches.write_back(cache)?;
                 Err(Error::Conflict(format!("{in_use}; only what was written so far is on its source")))
             }
             Err(error) => Err(error),

@@ -1,9 +1,12 @@
 //! The machine: its memory and its real disks.
 
+use super::disks::Disks;
+use super::error::{Cannot, Result};
+use super::machine::Machine;
 use super::names::natural;
-use super::{Result, Storage};
-use crate::kernel::block::{self, Hardware, SECTOR};
-use crate::kernel::process::{self, Memory};
+use crate::kernel::block::SECTOR;
+use crate::kernel::hardware::{self, Hardware};
+use crate::kernel::machine::{self, Memory};
 
 /// What the machine has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,14 +30,12 @@ pub struct Disk {
     pub model: Option<String>,
 }
 
-impl Storage {
-    /// Memory and disks.
-    pub fn resources(&self) -> Result<Resources> {
-        let all = block::all_hardware(&self.root)?.into_iter();
-        let mut disks: Vec<_> = all.filter(|it| !self.is_ram_disk(&it.name)).filter_map(disk).collect();
-        disks.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
-        Ok(Resources { memory: process::memory(), disks })
-    }
+/// The machine's memory, and its disks that are no RAM disks.
+pub fn resources(machine: &Machine, ram_disks: &Disks) -> Result<Resources> {
+    let all = hardware::all(&machine.root).cannot("list the machine's disks")?.into_iter();
+    let mut disks: Vec<_> = all.filter(|it| !ram_disks.owns(&it.name)).filter_map(disk).collect();
+    disks.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
+    Ok(Resources { memory: machine::memory(), disks })
 }
 
 /// The disk, unless there is no medium in the drive, or no array behind the number.
@@ -51,10 +52,11 @@ fn disk(hardware: Hardware) -> Option<Disk> {
 mod tests {
     use std::fs;
     use std::path::PathBuf;
+    use std::sync::Arc;
 
-    use super::super::{CacheDriver, MemoryLimit};
     use super::*;
     use crate::kernel::Root;
+    use crate::storage::machine::MemoryLimit;
 
     /// A directory that stands in for the kernel's.
     struct Tree(PathBuf);
@@ -119,9 +121,8 @@ mod tests {
         tree.put("sys/block/nvme0c0n1/hidden", "1\n");
         tree.put("sys/block/sr0/removable", "1\n");
         tree.put("sys/block/loop1/loop/backing_file", "/image\n");
-        let limit = MemoryLimit::Percent(100);
-        let storage = Storage::new(Root::new(&tree.0), limit, None, CacheDriver::Auto);
-        let resources = storage.resources().unwrap();
+        let machine = Arc::new(Machine::new(Root::new(&tree.0), MemoryLimit::Percent(100)));
+        let resources = resources(&machine, &Disks::new(Arc::clone(&machine), None)).unwrap();
         let names: Vec<_> = resources.disks.iter().map(|disk| disk.name.as_str()).collect();
         assert_eq!(names, ["loop1", "md0", "nvme0n1", "pmem0", "sda", "sdaa", "sdb", "sr1", "vda"]);
         let sda = resources.disks.iter().find(|disk| disk.name == "sda").unwrap();

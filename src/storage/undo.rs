@@ -1,6 +1,6 @@
-//! All or nothing: what undoes a change, written down beside the steps.
+//! All or nothing: the steps of a change, each with what undoes it.
 
-use super::{Error, Result};
+use super::error::{Error, Result};
 
 type Step<'a> = (String, Box<dyn FnOnce() -> Result<()> + 'a>);
 
@@ -11,15 +11,14 @@ pub struct Undo<'a> {
 }
 
 impl<'a> Undo<'a> {
-    /// Runs a change that notes its undo steps as it goes. If it fails, they run
-    /// in reverse order, and the error names both the cause and each step that
-    /// failed itself.
+    /// Runs a change that notes, after each of its steps, what undoes it. If the change fails, what was
+    /// noted runs in reverse order. The error names the cause, and each step that could not be undone.
     pub fn run<T>(change: impl FnOnce(&mut Undo<'a>) -> Result<T>) -> Result<T> {
         let mut undo = Undo::default();
         change(&mut undo).map_err(|cause| undo.unwind(cause))
     }
 
-    /// Notes a step; `what` completes "could not be undone: …".
+    /// Notes what undoes a step; `what` names the step, and completes "could not be undone: …".
     pub fn push(&mut self, what: impl Into<String>, step: impl FnOnce() -> Result<()> + 'a) {
         self.steps.push((what.into(), Box::new(step)));
     }

@@ -1,4 +1,4 @@
-//! Who uses a block device. Everything destructive asks here, while it holds the
+//! Who uses a block device. Every change that destroys something asks here first, while it holds the
 //! device's key.
 
 use std::fmt;
@@ -7,10 +7,14 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
-use super::names::Part;
-use super::{Error, PROBING, Result, wait_until};
-use crate::kernel::block::{self, Dev};
-use crate::kernel::{self, Root, nvmet, proc};
+use super::error::{Cannot, Error, Result};
+use super::names::{DiskName, Part};
+use super::wait::{PROBING, wait_until};
+use crate::kernel::block::{self, Dev, Mode};
+use crate::kernel::{self, Root, loops, nvmet, proc};
+
+/// What cannot be done where a user cannot be looked for; completes "cannot …".
+const LOOK: &str = "find out who uses the device";
 
 /// Somebody who uses a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +28,7 @@ pub enum User {
     },
     /// Swap space.
     Swap,
-    /// A cache mapping of ours, or another device stacked on it.
+    /// A device stacked on it: a cache, a RAM disk's own mapping, or any other.
     Holder(String),
     /// A loop device that it backs.
     Loop(String),
@@ -56,6 +60,9 @@ impl fmt::Display for User {
             User::Holder(name) if name.starts_with("rc-") => {
                 write!(f, "is mapped by the cache {name}; remove that first")
             }
+            User::Holder(name) if DiskName::parse(name).is_some() => {
+                write!(f, "belongs to the RAM disk {name}; remove that first")
+            }
             User::Holder(name) => write!(f, "is held by {name}; remove that first"),
             User::Loop(name) => write!(f, "backs {name}; detach that first"),
             User::Namespace { nqn, id } => write!(f, "is namespace {id} of {nqn}; end that export first"),
@@ -70,37 +77,38 @@ impl fmt::Display for User {
     }
 }
 
-/// The users of a device, of its partitions, and of the whole disk if it is a
-/// partition itself; each once, the most telling first.
+/// The users of a device, of its partitions, and of the whole disk if the device is a partition
+/// itself. Those come first that say most about what has to be done.
 pub fn users(root: &Root, dev: Dev) -> Result<Vec<User>> {
     let mut devs = vec![dev];
     devs.extend(block::whole(root, dev));
-    devs.extend(block::partitions(root, dev)?);
+    devs.extend(block::partitions(root, dev).cannot(LOOK)?);
     let mut users = mounts(root, &devs)?;
-    if proc::swaps(root)?.iter().any(|swap| devs.contains(swap)) {
+    if proc::swaps(root).cannot(LOOK)?.iter().any(|swap| devs.contains(swap)) {
         users.push(User::Swap);
     }
     for &dev in &devs {
-        users.extend(block::holders(root, dev)?.iter().map(|name| User::Holder(shown_name(root, name))));
+        users.extend(holders(root, dev)?.into_iter().map(User::Holder));
     }
     users.extend(loops(root, &devs)?);
     users.extend(namespaces(root, &devs)?);
-    let openers = proc::openers(root, &devs)?;
+    let openers = proc::openers(root, &devs).cannot(LOOK)?;
     users.extend(openers.into_iter().map(|opener| User::Process { name: opener.name, pid: opener.pid }));
     Ok(users)
 }
 
+/// The devices stacked on this one, by the names that an administrator knows.
+pub fn holders(root: &Root, dev: Dev) -> Result<Vec<String>> {
+    let names = block::holders(root, dev).cannot(LOOK)?;
+    Ok(names.iter().map(|name| shown_name(root, name)).collect())
+}
+
 /// Claims a device exclusively and makes sure that nobody uses it. While the file
 /// is held nobody can mount it, swap on it or stack a device on it.
-pub fn claim_unused(
-    root: &Root,
-    dev: Dev,
-    name: impl fmt::Display + Copy,
-    access: block::Access,
-) -> Result<File> {
+pub fn claim_unused(root: &Root, dev: Dev, name: impl fmt::Display + Copy, mode: Mode) -> Result<File> {
     let mut outcome = Err(in_use(name, &User::Claim));
     wait_until(PROBING, || {
-        let claimed = open(root, dev, access);
+        let claimed = open(root, dev, mode);
         let users = users(root, dev);
         let is_probed = users.as_ref().is_ok_and(|users| users.iter().any(is_probe));
         outcome = unused(name, claimed, users);
@@ -123,17 +131,17 @@ fn claim_refused(name: impl fmt::Display, error: kernel::Error) -> Error {
     }
 }
 
-/// Claims a device that `name` stands for whatever users of other kinds it has: a
-/// mount that cannot be seen from here shows in the claim alone.
+/// Claims the device that `name` stands for, whatever else uses it. A mount in another mount namespace
+/// is only seen in that this fails.
 pub fn claim(root: &Root, dev: Dev, name: impl fmt::Display) -> Result<File> {
-    open(root, dev, block::Access::Claim).map_err(|error| claim_refused(name, error))
+    open(root, dev, Mode::Claim).map_err(|error| claim_refused(name, error))
 }
 
-fn open(root: &Root, dev: Dev, access: block::Access) -> kernel::Result<File> {
-    block::open(root, &block::name_of(root, dev).unwrap_or_default(), access)
+fn open(root: &Root, dev: Dev, mode: Mode) -> kernel::Result<File> {
+    block::open(root, &block::name_of(root, dev).unwrap_or_default(), mode)
 }
 
-/// The users, once udev's rules had their look at a device that has just changed.
+/// The users, after udev's rules have looked into a device that has just changed.
 pub fn settled_users(root: &Root, dev: Dev) -> Result<Vec<User>> {
     let mut found = Ok(Vec::new());
     wait_until(PROBING, || {
@@ -143,7 +151,8 @@ pub fn settled_users(root: &Root, dev: Dev) -> Result<Vec<User>> {
     found
 }
 
-/// udev's rules look into a device that has just changed, and are gone a moment later.
+/// Whether the user is one of udev's rules, which look into a device that has just changed and are
+/// gone a moment later.
 fn is_probe(user: &User) -> bool {
     matches!(user, User::Process { name, .. } if name.contains("udev"))
 }
@@ -155,24 +164,21 @@ pub fn in_use(name: impl fmt::Display, user: &User) -> Error {
 
 fn mounts(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
     let is_ours = |mount: &proc::Mount| {
-        // btrfs and the like have a device number of their own: there the source tells.
+        // btrfs and others have a device number that is no disk's. Their source names the disk.
         devs.contains(&mount.dev)
             || (mount.source.starts_with("/dev/")
                 && block::dev_of_node(Path::new(&mount.source)).is_some_and(|dev| devs.contains(&dev)))
     };
-    let mounts = proc::mounts(root)?.into_iter().filter(is_ours);
+    let mounts = proc::mounts(root).cannot(LOOK)?.into_iter().filter(is_ours);
     Ok(mounts.map(|mount| User::Mount { on: mount.on, read_only: mount.read_only }).collect())
 }
 
 fn loops(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
-    let mut found = Vec::new();
-    for name in block::disks(root)?.into_iter().filter(|name| name.starts_with("loop")) {
-        let Some(file) = block::loop_backing(root, &name)? else { continue };
-        if block::dev_of_node(Path::new(&file)).is_some_and(|dev| devs.contains(&dev)) {
-            found.push(User::Loop(name));
-        }
-    }
-    Ok(found)
+    let is_over = |(_, file): &(String, String)| {
+        block::dev_of_node(Path::new(file)).is_some_and(|dev| devs.contains(&dev))
+    };
+    let attached = loops::attached(root).cannot(LOOK)?.into_iter();
+    Ok(attached.filter(is_over).map(|(name, _)| User::Loop(name)).collect())
 }
 
 fn namespaces(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
@@ -184,7 +190,7 @@ fn namespaces(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
 /// The NVMe namespaces that export one of the devices, enabled or not.
 pub fn exports(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
     let mut found = Vec::new();
-    for subsystem in nvmet::subsystems(root)? {
+    for subsystem in nvmet::subsystems(root).cannot(LOOK)? {
         for namespace in subsystem.namespaces {
             if block::dev_of_node(Path::new(&namespace.device)).is_some_and(|dev| devs.contains(&dev)) {
                 found.push(User::Namespace { nqn: subsystem.nqn.clone(), id: namespace.id });
@@ -194,8 +200,8 @@ pub fn exports(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
     Ok(found)
 }
 
-/// A device-mapper device is known by its own name rather than as `dm-3`, and the
-/// parts of a cache by the cache's.
+/// The name that an administrator knows for a device: that of a device-mapper device rather than
+/// `dm-3`, and that of the cache for one of its parts.
 pub fn shown_name(root: &Root, kernel_name: &str) -> String {
     let name = block::mapped_name(root, kernel_name).unwrap_or_else(|| kernel_name.to_owned());
     Part::cache_of(&name).map_or(name, |cache| cache.to_string())

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
-use rapiddiskd::kernel::process::NEEDED;
+use rapiddiskd::kernel::privileges::NEEDED;
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 
 use crate::support::kernel::{eventually, is_stock, names};

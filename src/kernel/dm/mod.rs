@@ -243,12 +243,6 @@ pub fn nodes(root: &Root) -> Result<Vec<String>> {
     root.names("dev/mapper")
 }
 
-/// Whether a module is loaded or built in, as far as sysfs shows it; by its name with
-/// underscores.
-pub fn has_module(root: &Root, module: &str) -> bool {
-    root.exists(format!("sys/module/{module}"))
-}
-
 /// Whether udev manages `/dev` here.
 pub fn has_udev(root: &Root) -> bool {
     root.exists("run/udev/control")

@@ -11,7 +11,7 @@ const DEBUG: &str = "sys/kernel/debug/nvmet";
 
 /// What of the NVMe target the kernel offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Presence {
+pub enum Availability {
     /// The tree is there.
     Ready,
     /// configfs is not mounted.
@@ -65,13 +65,13 @@ pub struct Port {
 }
 
 /// Whether the tree is there, and if not, why.
-pub fn presence(root: &Root) -> Presence {
+pub fn availability(root: &Root) -> Availability {
     if root.exists(NVMET) {
-        Presence::Ready
+        Availability::Ready
     } else if is_configfs_mounted(root) {
-        Presence::NoModule
+        Availability::NoModule
     } else {
-        Presence::NoConfigfs
+        Availability::NoConfigfs
     }
 }
 
@@ -127,11 +127,6 @@ fn controllers(root: &Root, nqn: &str) -> Option<usize> {
     }
     let names = root.names(&dir).ok()?;
     Some(names.iter().filter(|name| name.starts_with("ctrl")).count())
-}
-
-/// Whether a module is loaded; one built into the kernel may not show.
-pub fn has_module(root: &Root, name: &str) -> bool {
-    root.exists(format!("sys/module/{}", name.replace('-', "_")))
 }
 
 /// All ports, by number.

@@ -4,20 +4,20 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::driver::Driver;
-use super::{Device, RamDisk};
 use crate::kernel::block::{self, SECTOR};
 use crate::kernel::rapiddisk::{self, Look};
 use crate::kernel::{self, Root};
-use crate::storage::{DiskName, Error, Result, retry_busy};
+use crate::storage::disks::driver::{Device, Driver, RamDisk, named_as_disks};
+use crate::storage::error::{Cannot, Result};
+use crate::storage::names::DiskName;
+use crate::storage::wait::retry_busy;
 
 /// The module.
 ///
-/// Readers are kept off a disk that is being destroyed. The module frees its own
-/// structures at once, so that an ioctl on a descriptor opened before would read
-/// freed memory; and it counts a reader as a user when it is told to free pages. The
-/// lock on the list of such disks is held for microseconds; the destruction itself
-/// runs outside it.
+/// No list looks at a disk that is being destroyed. The module frees its own structures at once, so
+/// that an ioctl on a descriptor that was opened before would read freed memory. It also counts a
+/// reader as a user when it is told to free pages. The lock on the list of such disks is held for
+/// microseconds only: the destruction itself runs outside it.
 #[derive(Default)]
 pub struct Module {
     closed: Mutex<Vec<DiskName>>,
@@ -41,25 +41,25 @@ impl Module {
         destroy()
     }
 
-    /// What the module lists by itself. It does so under a lock that it holds
-    /// while it frees a disk, so while one is being destroyed nothing is listed
-    /// and each disk is looked at instead: a read does not wait for a change.
+    /// What the module lists by itself. The module holds a lock of its own while it lists, and while
+    /// it frees a disk. So while a disk is being destroyed this list is not asked for, and each disk
+    /// is looked at instead: a read does not wait for a change.
     fn listed(&self, root: &Root) -> Result<HashMap<DiskName, rapiddisk::Row>> {
         let closed = self.closed();
         if !closed.is_empty() {
             return Ok(HashMap::new());
         }
-        let rows = rapiddisk::devices(root)?;
+        let rows = rapiddisk::devices(root).cannot("list the RAM disks")?;
         Ok(rows.into_iter().map(|row| (DiskName(row.number), row)).collect())
     }
 
-    /// Asks the device itself; `None` if it is gone. One that is being destroyed right
-    /// now counts as empty.
+    /// Asks the device itself; `None` if it is gone. A disk that is being destroyed right now counts
+    /// as empty.
     fn look_at(&self, root: &Root, name: DiskName) -> Option<Look> {
         let closed = self.closed();
         if closed.contains(&name) {
             let read_only = block::is_disk_read_only(root, &name.to_string());
-            // One that is being removed loses its size before its name.
+            // A disk that is being removed loses its size before its name.
             let size = block::size_of_disk(root, &name.to_string()).filter(|&size| size > 0)?;
             return Some(Look { size, used: 0, read_only });
         }
@@ -77,8 +77,7 @@ impl Driver for Module {
     }
 
     fn devices(&self, root: &Root) -> Result<Vec<(DiskName, String)>> {
-        let named = |name: String| Some((DiskName::parse(&name)?, name));
-        Ok(block::disks(root)?.into_iter().filter_map(named).collect())
+        named_as_disks(root)
     }
 
     fn list(&self, root: &Root) -> Result<Vec<RamDisk>> {
@@ -95,15 +94,19 @@ impl Driver for Module {
                 }
                 None => self.look_at(root, name),
             };
-            // One that went away meanwhile is not there.
+            // A disk that went away in the meantime is not listed.
             if let Some(Look { size, used, read_only }) = look {
-                // The module's count of pages may run wild: it does not look whether
-                // what is discarded was there.
+                // The module's count of pages can be too high: it does not look whether a
+                // discarded page was there.
                 let usage = used.min(size);
                 disks.push(RamDisk { name, size, usage, locked: read_only, driver: self.name() });
             }
         }
         Ok(disks)
+    }
+
+    fn name_of(&self, _root: &Root, device: &str) -> Option<DiskName> {
+        DiskName::parse(device)
     }
 
     fn most(&self, root: &Root) -> (u32, &'static str) {
@@ -114,13 +117,13 @@ impl Driver for Module {
     }
 
     fn attach(&self, root: &Root, name: DiskName, bytes: u64, _limit: u64) -> Result<()> {
-        rapiddisk::attach(root, name.0, bytes).map_err(Error::kernel(format!("cannot make {name}")))
+        rapiddisk::attach(root, name.0, bytes).cannot(format_args!("make {name}"))
     }
 
     fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<()> {
         self.close_for(disk.name, || {
-            // The module knows openers that do not show themselves anywhere, and
-            // heeds them when it frees pages, though not when it detaches.
+            // The module counts all openers. It refuses to free pages while there is another one,
+            // but it does not refuse to detach.
             retry_busy(|| rapiddisk::free_pages(&claim))?;
             // The claim is held until the disk is gone: no mount or mapping slips in.
             rapiddisk::detach(root, disk.name.0)
@@ -128,11 +131,10 @@ impl Driver for Module {
     }
 
     fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, _limit: u64) -> Result<()> {
-        rapiddisk::resize(root, disk.name.0, bytes)
-            .map_err(Error::kernel(format!("cannot resize {}", disk.name)))
+        rapiddisk::resize(root, disk.name.0, bytes).cannot(format_args!("resize {}", disk.name))
     }
 
-    /// The module takes no size that ends at the highest block either.
+    /// The module refuses a size that ends right behind the highest block, too.
     fn least_size(&self, _root: &Root, _disk: &Device<'_>, claim: &File) -> kernel::Result<u64> {
         let highest = rapiddisk::highest_sector(claim)?;
         Ok(if highest == 0 { 0 } else { highest.saturating_add(1).saturating_mul(SECTOR) })

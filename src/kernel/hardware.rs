@@ -1,0 +1,63 @@
+//! The real disks of the machine, as sysfs lists them.
+
+use super::block::SECTOR;
+use super::{Dir, Result, Root};
+
+/// What sysfs says of a whole disk as a piece of hardware.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hardware {
+    /// The kernel's name.
+    pub name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its medium can be taken out.
+    pub removable: bool,
+    /// The vendor, where the kernel has one.
+    pub vendor: Option<String>,
+    /// The model, where the kernel has one.
+    pub model: Option<String>,
+}
+
+/// Disks that never have a device behind them, by their names less the number.
+const DEVICELESS: [&str; 4] = ["rd", "ram", "zram", "dm-"];
+
+/// All whole disks with a device behind them, attached loop devices, and arrays and
+/// persistent memory; but no paths of a multipath disk. In no order.
+pub fn all(root: &Root) -> Result<Vec<Hardware>> {
+    let Some(disks) = root.dir("sys/block")? else { return Ok(Vec::new()) };
+    let mut found = disks.names()?;
+    if found.iter().any(|name| name.starts_with("loop")) {
+        // The short way to them: they are many, and mostly not attached.
+        let short = root.dir("sys/devices/virtual/block")?;
+        let loops = short.as_ref().unwrap_or(&disks);
+        found.retain(|name| !name.starts_with("loop") || loops.exists(&format!("{name}/loop")));
+    }
+    found.retain(|name| !DEVICELESS.contains(&name.trim_end_matches(|c: char| c.is_ascii_digit())));
+    Ok(found.into_iter().filter_map(|name| hardware(&disks, name)).collect())
+}
+
+/// Looks at one disk; `None` if it has no place in the list or goes away meanwhile.
+fn hardware(disks: &Dir, name: String) -> Option<Hardware> {
+    // Everything below belongs to this one device, whoever gets its name next.
+    let disk = disks.dir(&name)?;
+    let identity = |part| disk.attribute(part).filter(|text| !text.is_empty());
+    let (vendor, model) = (identity("device/vendor"), identity("device/model"));
+    // What has an identity has a device.
+    let is_listed = |name: &str| ["md", "pmem", "loop"].iter().any(|start| name.starts_with(start));
+    if vendor.is_none() && model.is_none() && !is_listed(&name) && !disk.exists("device") {
+        return None;
+    }
+    // The paths of a multipath disk: NVMe alone has them.
+    if name.starts_with("nvme") && disk.number("hidden") == Some(1) {
+        return None;
+    }
+    let size = disk.number("size")?.checked_mul(SECTOR)?;
+    Some(Hardware {
+        // Only asked of a drive without a medium.
+        removable: size == 0 && disk.number("removable") == Some(1),
+        name,
+        size,
+        vendor,
+        model,
+    })
+}

@@ -1,0 +1,42 @@
+//! What the process gives up once it has opened its ports.
+
+use std::io;
+
+use rustix::fs::Mode;
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_no_new_privs};
+
+/// The capabilities that the kernel calls need, of all that root has:
+///
+/// * `CAP_SYS_ADMIN`: every device-mapper ioctl, `BLKROSET`, loop devices and the
+///   mount of the tmpfs behind them;
+/// * `CAP_SYS_PTRACE`: to see what processes with more capabilities have open,
+///   which are all of root's once the others are dropped;
+/// * `CAP_DAC_READ_SEARCH`: to list `/proc/PID/fd` of other users' processes;
+/// * `CAP_NET_BIND_SERVICE`: an NVMe port with a service id below 1024 is opened by
+///   the kernel with the rights of whoever links the first target to it.
+///
+/// What else the daemon touches (`/sys`, `/dev`, configfs) belongs to root, whose
+/// files need none.
+pub const NEEDED: CapabilitySet = CapabilitySet::SYS_ADMIN
+    .union(CapabilitySet::SYS_PTRACE)
+    .union(CapabilitySet::DAC_READ_SEARCH)
+    .union(CapabilitySet::NET_BIND_SERVICE);
+
+/// Drops what is not needed, for the calling thread and those it starts, for
+/// good. Files made from here on are the owner's alone; nothing of the process's
+/// memory, tokens included, gets into a core dump or can be read through `/proc`
+/// without `CAP_SYS_PTRACE`.
+pub fn restrict() -> io::Result<()> {
+    umask(Mode::RWXG | Mode::RWXO);
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    set_no_new_privs(true)?;
+    // Somebody who is not root, or lacks one of them, keeps what there is.
+    let kept = capabilities(None)?.permitted & NEEDED;
+    set_capabilities(
+        None,
+        CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() },
+    )?;
+    Ok(())
+}

@@ -1,0 +1,186 @@
+//! Making a cache: what was asked for is resolved, checked under the locks, and built.
+
+use std::fs::File;
+
+use super::mapping::{self, uuid};
+use super::target::{New, Source, Target};
+use super::targets::check_start;
+use super::{Caches, NewCache, node};
+use crate::kernel::block::{self, Dev, Mode, SECTOR};
+use crate::kernel::dm::Control;
+use crate::storage::disks::Device;
+use crate::storage::error::{Cannot, Error, Result};
+use crate::storage::locks::Key;
+use crate::storage::names::{CacheName, DiskName, Part, Policy, SourceName};
+use crate::storage::undo::Undo;
+use crate::storage::usage;
+use crate::storage::wait::retry_busy;
+
+/// Bytes at the start of a RAM disk that may hold a superblock.
+const START: usize = 4096;
+
+/// What was asked for, as the kernel had it before the locks were taken.
+struct Wanted<'a> {
+    name: CacheName,
+    disk: DiskName,
+    source: &'a SourceName,
+    policy: Policy,
+    /// The source's device number, and the kernel's name of it.
+    device: (Dev, String),
+    target: &'a dyn Target,
+    control: Control,
+}
+
+/// What can be built: nothing stands in the way.
+struct Checked<'a> {
+    disk: Device<'a>,
+    source: Source,
+    /// Bytes in a block of the cache.
+    block: u64,
+    /// The claim on the RAM disk. It ends before the table is loaded, which claims the disk itself.
+    claim: File,
+    /// The first bytes of the RAM disk.
+    start: Vec<u8>,
+}
+
+impl Caches {
+    /// Maps `disk` as a cache in front of `source`.
+    pub fn create(&self, disk: DiskName, source: &SourceName, policy: Policy) -> Result<NewCache> {
+        let wanted = self.resolve(disk, source, policy)?;
+        let _held = self.machine.hold(vec![
+            Key::disk(disk),
+            Key::Device(wanted.device.1.clone()),
+            // The source may be a mapping, which others know by its own name.
+            Key::Mapping(usage::shown_name(&self.machine.root, &wanted.device.1)),
+            Key::Mapping(wanted.name.to_string()),
+        ])?;
+        let checked = self.check(&wanted)?;
+        self.build(wanted, checked)
+    }
+
+    fn resolve<'a>(&'a self, disk: DiskName, source: &'a SourceName, policy: Policy) -> Result<Wanted<'a>> {
+        let name = CacheName::of(policy, source).ok_or_else(|| {
+            Error::Invalid(format!("the name of {source} is too long for a cache in front of it"))
+        })?;
+        self.disks.existing(disk)?;
+        let device = self.source_device(source)?;
+        let control = mapping::control(&self.machine.root)?;
+        let target = self.targets.choose(policy, &control)?;
+        Ok(Wanted { name, disk, source, policy, device, target, control })
+    }
+
+    fn check<'a>(&'a self, wanted: &Wanted<'a>) -> Result<Checked<'a>> {
+        let (root, name) = (&self.machine.root, &wanted.name);
+        let disk = self.disks.existing(wanted.disk)?;
+        self.disks.check_node(&disk)?;
+        // The kernel gives the numbers of loop devices and mappings to others again.
+        if self.source_device(wanted.source)? != wanted.device {
+            return Err(Error::Conflict(format!("{} has just been changed; try again", wanted.source)));
+        }
+        if wanted.control.info(name.as_dm()).is_ok() {
+            return Err(mapping::exists_already(name));
+        }
+        wanted.target.remove_leftovers(root, name)?;
+        node::check_place(root, name)?;
+        if block::is_read_only(root, disk.dev) {
+            return Err(Error::Conflict(format!("{} is locked; unlock it first", disk.name)));
+        }
+        let source = self.usable_source(wanted)?;
+        let block = wanted.target.check_disk(&disk)?;
+        let mode = if wanted.target.has_superblock() { Mode::ClaimWrite } else { Mode::Claim };
+        let claim = usage::claim_unused(root, disk.dev, disk.name, mode)?;
+        drop(usage::claim_unused(root, source.dev, &*source.device, Mode::Claim)?);
+        let mut start = vec![0; START];
+        block::read_start(&claim, &mut start).cannot(format_args!("read {}", disk.name))?;
+        check_start(disk.name, &start)?;
+        Ok(Checked { disk, source, block, claim, start })
+    }
+
+    fn build(&self, wanted: Wanted<'_>, checked: Checked<'_>) -> Result<NewCache> {
+        let root = &self.machine.root;
+        let Wanted { name, target, control, policy, .. } = &wanted;
+        let Checked { disk, source, block, claim, start } = checked;
+        let for_parts = mapping::control(root)?.for_parts();
+        Undo::run(|undo| {
+            if target.has_superblock() {
+                // The target makes a superblock where it finds none.
+                if start.iter().any(|&byte| byte != 0) {
+                    block::write_start(&claim, &[0; START])
+                        .cannot(format_args!("clear the first block of {}", disk.name))?;
+                }
+                undo.push(format!("clearing the first block of {}", disk.name), || {
+                    self.restore_start(&disk, &start)
+                });
+            }
+            drop(claim);
+            let new = New { root, control: &for_parts, name, disk: &disk, source: &source, policy: *policy };
+            let table = target.build(&new, undo)?;
+            let dev = control
+                .create(name.as_dm(), &uuid(name.as_dm()))
+                .map_err(|error| mapping::not_made(name, error))?;
+            undo.push(format!("making {name}"), || {
+                retry_busy(|| control.remove(name.as_dm())).cannot(format_args!("remove {name}"))
+            });
+            control
+                .load(name.as_dm(), &table)
+                .map_err(|error| self.targets.load_refused(root, control, *target, name, error))?;
+            control.resume(name.as_dm()).cannot(format_args!("start {name}"))?;
+            undo.push(format!("making /dev/mapper/{name}"), || node::remove(root, name));
+            node::make(root, name, dev)
+        })?;
+        Ok(NewCache { driver: target.name(), block, name: wanted.name })
+    }
+
+    /// The device number of a source, and the kernel's name of it.
+    fn source_device(&self, source: &SourceName) -> Result<(Dev, String)> {
+        let root = &self.machine.root;
+        let found = block::dev_of_node(&root.path("dev").join(source.as_str()))
+            .and_then(|dev| Some((dev, block::name_of(root, dev)?)))
+            .ok_or_else(|| Error::NotFound(format!("there is no block device /dev/{source}")))?;
+        if let Some(cache) = Part::cache_of(&block::mapped_name(root, &found.1).unwrap_or_default()) {
+            return Err(Error::Invalid(format!("{source} is a part of the cache {cache}")));
+        }
+        if self.disks.name_of(&found.1).is_some() {
+            return Err(Error::Invalid(format!(
+                "{source} is a RAM disk itself; a cache goes in front of a slower device"
+            )));
+        }
+        Ok(found)
+    }
+
+    /// The source, if a cache can stand in front of it.
+    fn usable_source(&self, wanted: &Wanted<'_>) -> Result<Source> {
+        let (root, (dev, device)) = (&self.machine.root, wanted.device.clone());
+        let source = Source {
+            dev,
+            device,
+            sectors: block::sectors(root, dev).unwrap_or(0),
+            block: block::logical_block_size(root, dev).unwrap_or(SECTOR),
+        };
+        if block::is_read_only(root, dev) {
+            return Err(source.refused("is read-only; make it writable first"));
+        }
+        if source.sectors == 0 {
+            return Err(source.refused("has no medium or no size"));
+        }
+        wanted.target.check_source(&source)?;
+        Ok(source)
+    }
+
+    /// Gives a RAM disk its first bytes back. Nothing is written where nothing has changed: a block
+    /// that was never written holds no memory.
+    fn restore_start(&self, disk: &Device<'_>, before: &[u8]) -> Result<()> {
+        let root = &self.machine.root;
+        let device = self.disks.existing(disk.name)?.device;
+        let mut now = vec![0; before.len()];
+        block::open(root, &device, Mode::Read)
+            .and_then(|disk| block::read_start(&disk, &mut now))
+            .cannot(format_args!("read the first block of {}", disk.name))?;
+        if now == before {
+            return Ok(());
+        }
+        block::open(root, &device, Mode::ClaimWrite)
+            .and_then(|disk| block::write_start(&disk, before))
+            .cannot(format_args!("write the first block of {}", disk.name))
+    }
+}

@@ -1,0 +1,81 @@
+//! Mappings that this program made, as device-mapper knows them.
+
+use std::fmt::Display;
+
+use rustix::io::Errno;
+
+use crate::kernel::dm::{self, Control, Info, Report};
+use crate::kernel::{self, Root};
+use crate::storage::error::{Cannot, Error, Result};
+use crate::storage::names::CacheName;
+
+/// Opens device-mapper.
+///
+/// # Errors
+/// Its driver is not loaded (`Unavailable`), or cannot be opened.
+pub fn control(root: &Root) -> Result<Control> {
+    if_loaded(root)?.ok_or_else(|| {
+        Error::Unavailable("device-mapper is not loaded; load it with: modprobe dm-mod".into())
+    })
+}
+
+/// Opens device-mapper; `None` where its driver is not loaded.
+pub fn if_loaded(root: &Root) -> Result<Option<Control>> {
+    match Control::open(root) {
+        Err(error) if is_not_loaded(&error) => Ok(None),
+        opened => opened.cannot("use device-mapper").map(Some),
+    }
+}
+
+fn is_not_loaded(error: &kernel::Error) -> bool {
+    [Errno::NOENT, Errno::NODEV, Errno::NXIO].iter().any(|&errno| error.is(errno))
+}
+
+/// The UUID of a mapping that was made here.
+pub fn uuid(name: &dm::Name) -> String {
+    let mut uuid = format!("rapiddiskd-{name}");
+    uuid.truncate(dm::UUID_MAX);
+    uuid
+}
+
+/// Whether there is a mapping of this name that was made here.
+pub fn is_ours(control: &Control, name: &dm::Name) -> bool {
+    control.info(name).is_ok_and(|info| info.uuid == uuid(name))
+}
+
+/// The state of a cache's mapping, which must exist.
+pub fn info(control: &Control, name: &CacheName) -> Result<Info> {
+    match control.info(name.as_dm()) {
+        Err(error) if dm::is_missing(&error) => Err(no_cache(name)),
+        info => info.cannot(format_args!("look at {name}")),
+    }
+}
+
+/// The one target of a cache's mapping, with its status or its table. A mapping of another form is no
+/// cache.
+pub fn report(control: &Control, name: &CacheName, what: Report) -> Result<dm::Target> {
+    let mut targets = match control.report(name.as_dm(), what) {
+        Err(error) if dm::is_missing(&error) => return Err(no_cache(name)),
+        targets => targets.cannot(format_args!("ask for the state of {name}"))?,
+    };
+    if targets.len() == 1 { Ok(targets.remove(0)) } else { Err(no_cache(name)) }
+}
+
+/// There is no such cache.
+pub fn no_cache(name: &CacheName) -> Error {
+    Error::NotFound(format!("there is no cache {name}"))
+}
+
+/// A mapping has this name already.
+pub fn exists_already(name: impl Display) -> Error {
+    Error::Conflict(format!("{name} exists already; remove it first"))
+}
+
+/// The error of a mapping that could not be made: another program may have taken its name since it
+/// was free.
+pub fn not_made(name: impl Display, error: kernel::Error) -> Error {
+    match error.is(Errno::BUSY) {
+        true => exists_already(name),
+        false => Error::Kernel(format!("cannot make {name}"), error),
+    }
+}

@@ -1,0 +1,159 @@
+//! Writeback: dm-writecache (Documentation/admin-guide/device-mapper/writecache.rst). The data of a
+//! cache is on its source before the cache goes, and a RAM disk that may hold the only copy of some is
+//! not used again.
+
+use rustix::io::Errno;
+
+use crate::kernel::block::{self, Dev, Mode, SECTOR};
+use crate::kernel::dm::{self, Control, Report};
+use crate::kernel::{self, Root};
+use crate::storage::caches::mapping;
+use crate::storage::caches::stats::{CacheStats, not_understood};
+use crate::storage::caches::target::{Devices, New, Source, Target};
+use crate::storage::disks::Device;
+use crate::storage::error::{Cannot, Error, Result};
+use crate::storage::names::{CacheName, DiskName, Policy};
+use crate::storage::undo::Undo;
+
+/// Bytes in a block, and in the superblock at the start of the RAM disk.
+const BLOCK: u64 = 4096;
+/// The first bytes of a superblock.
+const MAGIC: [u8; 4] = 0x2348_9321u32.to_le_bytes();
+
+/// The numbers of the status, in their order. Kernels before 5.15 have the first four.
+const COUNTERS: [&str; 14] = [
+    "errors",
+    "num_blocks",
+    "num_free_blocks",
+    "num_wb_blocks",
+    "num_read_req",
+    "num_read_cache_hits",
+    "num_write_req",
+    "num_write_uncommitted_blk_hits",
+    "num_write_committed_blk_hits",
+    "num_write_cache_bypass",
+    "num_write_cache_alloc",
+    "num_write_freelist_blocked",
+    "num_flush_req",
+    "num_discard_req",
+];
+const OLD_COUNTERS: usize = 4;
+
+/// The target.
+pub struct Writecache;
+
+impl Target for Writecache {
+    fn name(&self) -> &'static str {
+        "dm-writecache"
+    }
+
+    fn kind(&self) -> &'static str {
+        "writecache"
+    }
+
+    fn serves(&self, policy: Policy) -> bool {
+        policy == Policy::Writeback
+    }
+
+    fn check_source(&self, source: &Source) -> Result<()> {
+        if source.block > BLOCK {
+            return Err(source.refused(format_args!(
+                "has blocks of {} bytes, and writeback takes 4096 at most",
+                source.block
+            )));
+        }
+        if !(source.sectors * SECTOR).is_multiple_of(BLOCK) {
+            return Err(source.refused(
+                "has a size that is no multiple of 4096 bytes, which writeback needs; use another policy",
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_disk(&self, _disk: &Device<'_>) -> Result<u64> {
+        Ok(BLOCK)
+    }
+
+    /// `s SOURCE CACHE BLOCK_SIZE #OPTIONAL`, with `s` for a cache that is no persistent memory.
+    fn build<'a>(&self, new: &New<'a>, _undo: &mut Undo<'a>) -> Result<dm::Target> {
+        let text = format!("s {} {} {BLOCK} 0", new.source_node(), new.disk_node());
+        Ok(dm::Target { start: 0, length: new.source.sectors, kind: self.kind().into(), text })
+    }
+
+    fn devices(&self, _control: &Control, _name: &CacheName, deps: &[Dev]) -> Result<Option<Devices>> {
+        let &[disk, source] = deps else { return Ok(None) };
+        Ok(Some(Devices { disk, source }))
+    }
+
+    fn stats(&self, name: &CacheName, status: &str) -> Result<CacheStats> {
+        let counts: std::result::Result<Vec<u64>, _> =
+            status.split_ascii_whitespace().map(str::parse).collect();
+        match counts {
+            Ok(counts) if counts.len() >= OLD_COUNTERS => {
+                Ok(CacheStats::new(name, COUNTERS.into_iter().zip(counts).collect()))
+            }
+            _ => not_understood(name, self.kind(), status),
+        }
+    }
+
+    fn write_back(&self, control: &Control, name: &CacheName) -> Result<()> {
+        let what = format_args!("write the data of {name} to its source; it stays mapped").to_string();
+        control.message(name.as_dm(), "flush").cannot(&what)?;
+        // The suspension flushes what is written from here on.
+        control.message(name.as_dm(), "flush_on_suspend").cannot(&what)
+    }
+
+    fn check_written(&self, control: &Control, name: &CacheName) -> Result<()> {
+        let state = self.stats(name, &mapping::report(control, name, Report::Status)?.text)?;
+        if state.count("errors") == Some(0) && state.count("num_free_blocks") == state.count("num_blocks") {
+            return Ok(());
+        }
+        Err(kernel::Error::new("writecache status", &Errno::IO.into()))
+            .cannot(format_args!("write the data of {name} to its source; it stays mapped"))
+    }
+
+    /// The RAM disk holds no data any more, and must not look as if it did.
+    fn clean_up(&self, root: &Root, _name: &CacheName, disk: Option<&str>) -> Result<()> {
+        let Some(disk) = disk else { return Ok(()) };
+        block::open(root, disk, Mode::ClaimWrite)
+            .and_then(|disk| block::write_start(&disk, &[0; BLOCK as usize]))
+            .cannot(format_args!("write the first block of {disk}"))
+    }
+}
+
+/// Refuses a RAM disk whose first block is a superblock, whatever the disk shall become. It may hold
+/// data that the source of that cache has not, and the superblock does not name that source.
+pub fn check_start(disk: DiskName, first_block: &[u8]) -> Result<()> {
+    if !first_block.starts_with(&MAGIC) {
+        return Ok(());
+    }
+    Err(Error::Conflict(format!(
+        "{disk} may still hold unwritten data of an earlier writeback cache that was not removed by this service; \
+         flush {disk} first if that data is of no use any more"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counters(status: &str) -> Result<Vec<(&'static str, u64)>> {
+        Ok(Writecache.stats(&CacheName::parse("rc-wb_sda").unwrap(), status)?.counters)
+    }
+
+    #[test]
+    fn writecache_has_4_or_14_numbers() {
+        let old = counters("0 16320 16319 1").unwrap();
+        assert_eq!(
+            old,
+            [("errors", 0), ("num_blocks", 16320), ("num_free_blocks", 16319), ("num_wb_blocks", 1)]
+        );
+        let new = counters("0 4080 3080 0 1500 1000 1010 0 10 0 1000 0 0 2").unwrap();
+        assert_eq!(new.len(), 14);
+        assert_eq!(new[4], ("num_read_req", 1500));
+        assert_eq!(new[13], ("num_discard_req", 2));
+        for wrong in ["", "0 1 2", "0 1 2 x", "Error", "0 -1 2 3"] {
+            assert!(counters(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What a RAM-disk driver has to do.
+
+use std::fs::File;
+
+use crate::kernel::block::{self, Dev};
+use crate::kernel::{self, Root};
+use crate::storage::error::{Cannot, Result};
+use crate::storage::names::DiskName;
+
+/// A RAM disk, as a list shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RamDisk {
+    /// Its name.
+    pub name: DiskName,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The memory that it holds, in bytes.
+    pub usage: u64,
+    /// Whether it is read-only.
+    pub locked: bool,
+    /// The name of its driver.
+    pub driver: &'static str,
+}
+
+/// A RAM disk, as the kernel has it.
+pub struct Device<'a> {
+    /// Its name.
+    pub name: DiskName,
+    /// The kernel's name of it: `rdN`, or that of a loop device.
+    pub device: String,
+    /// Its device number.
+    pub dev: Dev,
+    /// Its size in bytes.
+    pub size: u64,
+    /// What serves it.
+    pub driver: &'a dyn Driver,
+}
+
+/// One way to make RAM disks. Each function expects that its caller has checked what it asks for,
+/// and holds the disk's key.
+pub trait Driver: Send + Sync {
+    /// Its name, which is that of the kernel module it takes, and the one on the command line.
+    fn name(&self) -> &'static str;
+
+    /// Whether the kernel has it now.
+    fn is_loaded(&self, root: &Root) -> bool;
+
+    /// Its disks and the kernel's names of them, in no order.
+    fn devices(&self, root: &Root) -> Result<Vec<(DiskName, String)>>;
+
+    /// Its disks, as a list shows them, in no order.
+    fn list(&self, root: &Root) -> Result<Vec<RamDisk>>;
+
+    /// The disk of this driver that the kernel knows by the name `device`, if it is one.
+    fn name_of(&self, root: &Root, device: &str) -> Option<DiskName>;
+
+    /// Whether a device is a disk of this driver, or a part of one that is being made or removed.
+    fn owns(&self, root: &Root, device: &str) -> bool {
+        self.name_of(root, device).is_some()
+    }
+
+    /// Names that are taken although no disk has them.
+    fn leftovers(&self, _root: &Root) -> Result<Vec<DiskName>> {
+        Ok(Vec::new())
+    }
+
+    /// The memory that its disks may claim together, in bytes, those included that are being made or
+    /// removed.
+    fn promised(&self, root: &Root) -> Result<u64> {
+        let size = |(_, device): &(DiskName, String)| block::size_of_disk(root, device).unwrap_or(0);
+        Ok(self.devices(root)?.iter().map(size).fold(0, u64::saturating_add))
+    }
+
+    /// How many disks it serves at most, and the advice for whoever wants more.
+    fn most(&self, root: &Root) -> (u32, &'static str);
+
+    /// Makes a disk of `bytes` bytes; all disks together never have more than `limit` bytes.
+    fn attach(&self, root: &Root, name: DiskName, bytes: u64, limit: u64) -> Result<()>;
+
+    /// Destroys a disk that the caller has claimed. EBUSY: the kernel counts another opener, and the
+    /// disk stays.
+    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<()>;
+
+    /// Gives a disk a new size, larger than the one it has.
+    fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, limit: u64) -> Result<()>;
+
+    /// The fewest bytes that hold all data of a disk.
+    fn least_size(&self, root: &Root, disk: &Device<'_>, claim: &File) -> kernel::Result<u64>;
+
+    /// Gives a claimed disk a new size, smaller than the one it has. EINVAL: there is data above the
+    /// new end by now, and nothing has changed.
+    fn shrink(&self, root: &Root, disk: &Device<'_>, claim: &File, bytes: u64) -> kernel::Result<()>;
+
+    /// Frees the memory of a disk that is claimed for writing: the disk reads as zero afterwards.
+    /// EBUSY as for `detach`.
+    fn free(&self, disk: &Device<'_>, claim: &File) -> kernel::Result<()>;
+
+    /// Finishes or takes back what a daemon that was killed during a change left. Returns a line
+    /// for each thing that was done or could not be done.
+    fn recover(&self, _root: &Root, _limit: u64) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// The RAM disks among whole disks whose names in the kernel are their own.
+pub fn named_as_disks(root: &Root) -> Result<Vec<(DiskName, String)>> {
+    let named = |name: String| Some((DiskName::parse(&name)?, name));
+    Ok(block::disks(root).cannot("list the RAM disks")?.into_iter().filter_map(named).collect())
+}

@@ -1,0 +1,63 @@
+//! The registry of RAM-disk drivers. A new driver is a file in this folder, and two words here: its
+//! `mod`, and its place in [`all`].
+
+mod loops;
+mod rapiddisk;
+
+use super::driver::Driver;
+use crate::kernel::Root;
+use crate::storage::error::{Error, Result};
+
+/// Every driver, the preferred one first.
+fn all() -> Vec<Box<dyn Driver>> {
+    vec![Box::new(rapiddisk::Module::default()), Box::new(loops::Loops)]
+}
+
+/// The driver that the administrator chose, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RamDriver(&'static str);
+
+impl RamDriver {
+    /// The driver of this name; `None` if there is none.
+    pub fn parse(name: &str) -> Option<RamDriver> {
+        all().iter().map(|driver| driver.name()).find(|&known| known == name).map(RamDriver)
+    }
+}
+
+/// The drivers, and which of them makes new disks if the administrator chose one.
+pub struct Drivers {
+    all: Vec<Box<dyn Driver>>,
+    chosen: Option<RamDriver>,
+}
+
+impl Drivers {
+    /// All drivers. New disks are made by the chosen one, or by the first that the kernel has.
+    pub fn new(chosen: Option<RamDriver>) -> Drivers {
+        Drivers { all: all(), chosen }
+    }
+
+    /// Each of them, the preferred one first.
+    pub fn iter(&self) -> impl Iterator<Item = &dyn Driver> {
+        self.all.iter().map(|driver| &**driver)
+    }
+
+    /// The one that makes new disks.
+    ///
+    /// # Errors
+    /// The kernel has none of those that may.
+    pub fn for_new(&self, root: &Root) -> Result<&dyn Driver> {
+        let may = |driver: &&dyn Driver| self.chosen.is_none_or(|chosen| chosen.0 == driver.name());
+        let missing = || {
+            let names: Vec<_> = self.iter().filter(may).map(|driver| driver.name()).collect();
+            let (what, load) = match names[..] {
+                [name] => (format!("the kernel module {name} is not loaded"), name.to_owned()),
+                _ => (
+                    format!("neither of the kernel modules {} is loaded", names.join(" and ")),
+                    names.join(" (or: modprobe ") + ")",
+                ),
+            };
+            Error::Unavailable(format!("{what}; load it with: modprobe {load}"))
+        };
+        self.iter().filter(may).find(|driver| driver.is_loaded(root)).ok_or_else(missing)
+    }
+}

@@ -1,0 +1,369 @@
+//! RAM disks that any kernel can serve: `rdN` is a file of that name on a private tmpfs, a loop
+//! device over it, and a link `/dev/rdN` to the device.
+//!
+//! The name of the file says how far a disk has come. While the disk is made or removed, the file is
+//! called `rdN.part`; one renaming makes it a disk, or ends it. So whatever is found as `rdN` is a
+//! disk and is repaired, and whatever is found as `rdN.part` is none.
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+
+use crate::kernel::block::{self, Mode};
+use crate::kernel::links::{self, Entry};
+use crate::kernel::{self, Root, loops, pool};
+use crate::storage::disks::driver::{Device, Driver, RamDisk};
+use crate::storage::error::{Cannot, Error, Result};
+use crate::storage::names::DiskName;
+use crate::storage::undo::Undo;
+use crate::storage::usage;
+use crate::storage::wait::{PROBING, wait_until};
+
+/// As many as the module takes.
+const MOST: u32 = 1024;
+
+/// What the name of a file ends with while the disk is being made or removed.
+const PART: &str = ".part";
+
+/// Loop devices over the private tmpfs.
+pub struct Loops;
+
+impl Driver for Loops {
+    fn name(&self) -> &'static str {
+        "loop"
+    }
+
+    fn is_loaded(&self, root: &Root) -> bool {
+        loops::is_loaded(root)
+    }
+
+    fn devices(&self, root: &Root) -> Result<Vec<(DiskName, String)>> {
+        // Most hosts then need no look at each loop device.
+        if !pool::is_mounted(root) {
+            return Ok(Vec::new());
+        }
+        let named = |(device, file): (String, String)| Some((disk_of_file(root, &file)?, device));
+        Ok(attached(root)?.into_iter().filter_map(named).collect())
+    }
+
+    fn list(&self, root: &Root) -> Result<Vec<RamDisk>> {
+        let look = |(name, device): (DiskName, String)| {
+            let size = block::size_of_disk(root, &device).filter(|&size| size > 0)?;
+            // Without its file the disk is being removed at this moment, or somebody has unlinked the
+            // file, which holds its memory all the same.
+            let unlinked = || is_over(root, &device, &name.to_string()).then_some(size);
+            let usage = pool::held(root, &name.to_string()).or_else(unlinked)?.min(size);
+            let locked = block::is_disk_read_only(root, &device);
+            Some(RamDisk { name, size, usage, locked, driver: self.name() })
+        };
+        Ok(self.devices(root)?.into_iter().filter_map(look).collect())
+    }
+
+    fn name_of(&self, root: &Root, device: &str) -> Option<DiskName> {
+        disk_of_file(root, &loops::backing(root, device).ok()??)
+    }
+
+    fn owns(&self, root: &Root, device: &str) -> bool {
+        let file = || loops::backing(root, device).ok().flatten();
+        device.starts_with("loop") && file().is_some_and(|file| pool::name_in(root, &file).is_some())
+    }
+
+    fn leftovers(&self, root: &Root) -> Result<Vec<DiskName>> {
+        let name = |file: &String| DiskName::parse(file.strip_suffix(PART).unwrap_or(file));
+        Ok(files(root)?.iter().filter_map(name).collect())
+    }
+
+    fn promised(&self, root: &Root) -> Result<u64> {
+        let files = files(root)?;
+        let is_unlinked = |(name, _): &(DiskName, String)| !files.contains(&name.to_string());
+        let unlinked = self.devices(root)?.into_iter().filter(is_unlinked);
+        let sizes = unlinked.filter_map(|(_, device)| block::size_of_disk(root, &device));
+        let in_files = pool::promised(root).cannot("add up the sizes of the RAM disks")?;
+        Ok(sizes.fold(in_files, u64::saturating_add))
+    }
+
+    fn most(&self, _root: &Root) -> (u32, &'static str) {
+        (MOST, "this daemon makes no more; remove one")
+    }
+
+    fn attach(&self, root: &Root, name: DiskName, bytes: u64, limit: u64) -> Result<()> {
+        loops::control(root).map_err(|error| match error.is_gone() {
+            true => {
+                Error::Unavailable("the kernel module loop is not loaded; load it with: modprobe loop".into())
+            }
+            false => Error::Kernel(format!("cannot make {name}"), error),
+        })?;
+        pool::mount_for(root, limit).cannot(format_args!("make {name}: its tmpfs"))?;
+        check_place(root, name)?;
+        Undo::run(|undo| {
+            let file =
+                pool::create(root, &part(name), bytes).cannot(format_args!("make {name}: its file"))?;
+            undo.push(format!("making the file of {name}"), move || {
+                pool::remove(root, &part(name)).cannot(format_args!("remove the file of {name}"))
+            });
+            let (device, _claim) =
+                loops::attach(root, &file).cannot(format_args!("make {name}: its loop device"))?;
+            let again = device.clone();
+            undo.push(format!("attaching {device}"), move || {
+                block::open(root, &again, Mode::Read)
+                    .and_then(|disk| loops::detach(&disk))
+                    .cannot(format_args!("detach {again}"))
+            });
+            link(root, name, &device).cannot(format_args!("make /dev/{name}"))?;
+            undo.push(format!("making /dev/{name}"), move || {
+                unlink(root, name).cannot(format_args!("remove /dev/{name}"))
+            });
+            pool::rename(root, &part(name), &name.to_string()).cannot(format_args!("make {name}: its file"))
+        })
+    }
+
+    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<()> {
+        let (name, device) = (disk.name, &disk.device);
+        let is_locked = block::is_disk_read_only(root, device);
+        match pool::rename(root, &name.to_string(), &part(name)) {
+            // Somebody unlinked the file; the device goes all the same.
+            Err(error) if error.is_gone() => {}
+            renamed => renamed?,
+        }
+        // The device would stay read-only for whoever gets it next.
+        let done = block::set_read_only(&claim, false).and_then(|()| loops::detach(&claim));
+        drop(claim);
+        // Newer kernels detach when the last opener closes the device. Those who look into it because
+        // it has changed are gone in a moment. Somebody else may have the device by then.
+        if done.is_err() || !wait_until(PROBING, || !is_over(root, device, &part(name))) {
+            // A program has it open that cannot be found. While it is open here, too, it stays.
+            let disk = block::open(root, device, Mode::Read);
+            if is_over(root, device, &part(name)) {
+                let stayed = disk.and_then(|disk| {
+                    loops::stay(&disk)?;
+                    block::set_read_only(&disk, is_locked)
+                });
+                let back = pool::rename(root, &part(name), &name.to_string());
+                done.and(stayed).and(back)?;
+                return Err(kernel::Error::new("ioctl LOOP_CLR_FD", &Errno::BUSY.into()));
+            }
+        }
+        // The disk is gone, whether or not what it leaves behind can be removed.
+        let unlinked = unlink(root, name);
+        pool::remove(root, &part(name)).and(unlinked)
+    }
+
+    fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, limit: u64) -> Result<()> {
+        let what = format!("resize {}", disk.name);
+        pool::mount_for(root, limit).cannot(&what)?;
+        let file = pool::open(root, &disk.name.to_string()).cannot(&what)?;
+        let loop_device = block::open(root, &disk.device, Mode::Read).cannot(&what)?;
+        Undo::run(|undo| {
+            pool::set_length(&file, bytes).cannot(&what)?;
+            undo.push(format!("giving the file of {} its size", disk.name), || {
+                pool::set_length(&file, disk.size).cannot("give it its size back")
+            });
+            if loops::ends_early(root, &disk.device) {
+                loops::limit(&loop_device, 0).cannot(&what)?;
+            }
+            loops::follow_size(&loop_device).cannot(&what)
+        })
+    }
+
+    fn least_size(&self, root: &Root, disk: &Device<'_>, _claim: &File) -> kernel::Result<u64> {
+        pool::end_of_data(&pool::open(root, &disk.name.to_string())?)
+    }
+
+    /// First the device is made to end earlier, so that nobody can write above its new end any more.
+    /// Only then the file is cut, where nothing was written.
+    fn shrink(&self, root: &Root, disk: &Device<'_>, claim: &File, bytes: u64) -> kernel::Result<()> {
+        let file = pool::open(root, &disk.name.to_string())?;
+        let cut = || {
+            loops::limit(claim, bytes)?;
+            if pool::end_of_data(&file)? > bytes {
+                return Err(kernel::Error::new("ftruncate", &Errno::INVAL.into()));
+            }
+            pool::set_length(&file, bytes)
+        };
+        let outcome = cut();
+        outcome.and(loops::limit(claim, 0))
+    }
+
+    fn free(&self, disk: &Device<'_>, claim: &File) -> kernel::Result<()> {
+        loops::discard(claim, disk.size)
+    }
+
+    fn recover(&self, root: &Root, limit: u64) -> Vec<String> {
+        if !pool::is_mounted(root) {
+            return Vec::new();
+        }
+        let mut said = Vec::new();
+        if let Err(error) = pool::mount_for(root, limit) {
+            said.push(format!("the tmpfs of the RAM disks keeps its size: {error}"));
+        }
+        for file in pool::names(root).unwrap_or_default() {
+            let (name, is_part) = match file.strip_suffix(PART) {
+                Some(name) => (DiskName::parse(name), true),
+                None => (DiskName::parse(&file), false),
+            };
+            let Some(name) = name else { continue };
+            match if is_part { recover_part(root, name) } else { recover_disk(root, name) } {
+                Ok(done) => said.extend(done.map(|done| format!("{name}: {done}"))),
+                Err(error) => said.push(format!("{name} could not be repaired: {error}")),
+            }
+        }
+        said
+    }
+}
+
+fn part(name: DiskName) -> String {
+    format!("{name}{PART}")
+}
+
+fn files(root: &Root) -> Result<Vec<String>> {
+    pool::names(root).cannot("list the files of the RAM disks")
+}
+
+fn attached(root: &Root) -> Result<Vec<(String, String)>> {
+    loops::attached(root).cannot("list the loop devices")
+}
+
+/// The RAM disk whose data is in a file, given the file's path as the kernel shows it.
+fn disk_of_file(root: &Root, file: &str) -> Option<DiskName> {
+    DiskName::parse(pool::name_in(root, file)?)
+}
+
+/// Whether a device is over this file of the pool. If that cannot be read, it may be.
+fn is_over(root: &Root, device: &str, file: &str) -> bool {
+    match loops::backing(root, device) {
+        Ok(path) => path.is_some_and(|path| pool::name_in(root, &path) == Some(file)),
+        Err(_) => true,
+    }
+}
+
+/// The device over a file of the pool.
+fn device_over(root: &Root, file: &str) -> Result<Option<String>> {
+    let over = |(_, path): &(String, String)| pool::name_in(root, path) == Some(file);
+    Ok(attached(root)?.into_iter().find(over).map(|(device, _)| device))
+}
+
+/// Takes back a change that did not come to its end: what was half-made or half-removed goes. If
+/// somebody began to use the disk in the meantime, it is a disk again.
+fn recover_part(root: &Root, name: DiskName) -> Result<Option<&'static str>> {
+    if let Some(device) = device_over(root, &part(name))? {
+        let dev = block::dev_of(root, &device).ok_or_else(|| Error::NotFound(format!("no {device}")))?;
+        let claim = usage::claim_unused(root, dev, &*device, Mode::Claim);
+        let detached = claim.and_then(|claim| {
+            block::set_read_only(&claim, false)
+                .and_then(|()| loops::detach(&claim))
+                .cannot(format_args!("detach {device}"))
+        });
+        if detached.is_err() || !wait_until(PROBING, || !is_over(root, &device, &part(name))) {
+            pool::rename(root, &part(name), &name.to_string()).cannot("rename its file")?;
+            recover_disk(root, name)?;
+            return Ok(Some("is a disk again, since it is in use"));
+        }
+    }
+    unlink(root, name).and_then(|()| pool::remove(root, &part(name))).cannot("remove what was left of it")?;
+    Ok(Some("was half-made or half-removed, and is removed"))
+}
+
+/// Repairs a disk: it has a loop device as large as its file, which stays attached and to which
+/// `/dev/rdN` leads.
+fn recover_disk(root: &Root, name: DiskName) -> Result<Option<&'static str>> {
+    let file = pool::open(root, &name.to_string()).cannot("open its file")?;
+    let length = pool::length(&file).cannot("ask for the size of its file")?;
+    let mut done = None;
+    let device = match device_over(root, &name.to_string())? {
+        Some(device) => device,
+        None => {
+            done = Some("had lost its loop device, and has one again");
+            loops::attach(root, &file).cannot("attach a loop device to its file")?.0
+        }
+    };
+    let size = block::size_of_disk(root, &device);
+    if size != Some(length) || loops::ends_early(root, &device) {
+        done = Some("has the size of its file again");
+        block::open(root, &device, Mode::Read)
+            .and_then(|disk| loops::limit(&disk, 0).and_then(|()| loops::follow_size(&disk)))
+            .cannot("give it the size of its file")?;
+    }
+    if loops::detaches_itself(root, &device) {
+        done = Some("stays attached when it is closed");
+        block::open(root, &device, Mode::Read)
+            .and_then(|disk| loops::stay(&disk))
+            .cannot("keep it attached")?;
+    }
+    let entry = links::look(&node(root, name)).cannot(format_args!("look at /dev/{name}"))?;
+    if entry != Entry::Link(device.clone()) {
+        done = Some("had lost its link in /dev, and has it again");
+        check_place(root, name)?;
+        link(root, name, &device).cannot(format_args!("make /dev/{name}"))?;
+    }
+    Ok(done)
+}
+
+fn node(root: &Root, name: DiskName) -> PathBuf {
+    block::node(root, &name.to_string())
+}
+
+/// Refuses a name whose place in `/dev` is taken by something that is not ours, or by the disk of a
+/// daemon whose tmpfs cannot be seen from this mount namespace.
+fn check_place(root: &Root, name: DiskName) -> Result<()> {
+    let path = node(root, name);
+    let device = match links::look(&path).cannot(format_args!("look at {}", path.display()))? {
+        Entry::Missing => return Ok(()),
+        Entry::Link(to) if is_ours(&to) => to,
+        Entry::Link(_) | Entry::Other => {
+            return Err(Error::Conflict(format!("{} is there already; remove it first", path.display())));
+        }
+    };
+    if leads_out_of_sight(root, name, &device) {
+        return Err(Error::Conflict(format!(
+            "{} is a disk whose tmpfs is not mounted here; this service needs the mount namespace of the machine",
+            path.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Whether the device is over a file that could be this disk's, and that is not in the pool seen here.
+fn leads_out_of_sight(root: &Root, name: DiskName, device: &str) -> bool {
+    loops::backing(root, device).ok().flatten().is_some_and(|path| {
+        let file = path.strip_suffix(" (deleted)").unwrap_or(&path).rsplit('/').next();
+        let is_its = file == Some(&name.to_string()) || file == Some(&part(name));
+        is_its && pool::name_in(root, &path).is_none()
+    })
+}
+
+/// Whether a link in `/dev` that leads there is one that this driver makes.
+fn is_ours(to: &str) -> bool {
+    to.starts_with("loop")
+}
+
+/// Makes the link, in the place of one of ours that leads elsewhere.
+fn link(root: &Root, name: DiskName, device: &str) -> kernel::Result<()> {
+    unlink(root, name)?;
+    links::make(&node(root, name), device)
+}
+
+/// Removes the link, if it is one of ours.
+fn unlink(root: &Root, name: DiskName) -> kernel::Result<()> {
+    let path = node(root, name);
+    match links::look(&path)? {
+        Entry::Link(to) if is_ours(&to) => links::remove(&path),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_whole_disk_is_one() {
+        let root = Root::new("/");
+        let name = |file: &str| disk_of_file(&root, &format!("/run/rapiddiskd/disks/{file}"));
+        assert_eq!(name("rd0"), Some(DiskName(0)));
+        assert_eq!(name("rd12 (deleted)"), Some(DiskName(12)));
+        for other in ["rd0.part", "rd00", "rd", "x", "rd0/x", ""] {
+            assert_eq!(name(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! RAM disks, whichever driver serves them.
+
+mod driver;
+mod drivers;
+
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+pub use driver::{Device, Driver, RamDisk};
+pub use drivers::{Drivers, RamDriver};
+
+use super::error::{Cannot, Error, Result};
+use super::locks::{Held, Key};
+use super::machine::Machine;
+use super::names::{CacheName, DiskName, Size};
+use super::undo::Undo;
+use super::usage::{self, User};
+use super::wait::wait_until;
+use crate::kernel::block::{self, Mode};
+use crate::kernel::nvmet::build::Item;
+use crate::kernel::{self};
+
+/// How long the kernel may take to make or remove a device node.
+const NODE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The RAM disks of a machine.
+pub struct Disks {
+    machine: Arc<Machine>,
+    /// What serves them.
+    pub drivers: Drivers,
+}
+
+impl Disks {
+    /// The RAM disks of `machine`. New ones are made by the chosen driver, or by the first that the
+    /// kernel has.
+    pub fn new(machine: Arc<Machine>, chosen: Option<RamDriver>) -> Disks {
+        Disks { machine, drivers: Drivers::new(chosen) }
+    }
+
+    /// All RAM disks, by number.
+    ///
+    /// # Errors
+    /// There is none, and the kernel has no driver that could make one.
+    pub fn list(&self) -> Result<Vec<RamDisk>> {
+        let root = &self.machine.root;
+        let mut disks = Vec::new();
+        for driver in self.drivers.iter() {
+            disks.extend(driver.list(root)?);
+        }
+        if disks.is_empty() {
+            self.drivers.for_new(root)?;
+        }
+        disks.sort_by_key(|disk| disk.name);
+        Ok(disks)
+    }
+
+    /// Makes a RAM disk under the lowest free number.
+    pub fn create(&self, size: Size) -> Result<DiskName> {
+        let root = &self.machine.root;
+        let driver = self.drivers.for_new(root)?;
+        let _memory = self.machine.hold(vec![Key::Memory])?;
+        let there = self.devices()?;
+        self.check_memory(size.bytes(), 0)?;
+        let (name, _held) = self.free_name(driver, there)?;
+        Undo::run(|undo| {
+            driver.attach(root, name, size.bytes(), self.machine.memory_limit())?;
+            undo.push(format!("making {name}"), move || {
+                let disk = self.existing(name)?;
+                let claim =
+                    block::open(root, &disk.device, Mode::Claim).cannot(format_args!("open {name}"))?;
+                disk.driver.detach(root, &disk, claim).cannot(format_args!("remove {name}"))
+            });
+            let is_ready = || {
+                let found = self.existing(name).ok().filter(|disk| disk.size == size.bytes());
+                found.is_some_and(|disk| block::open(root, &disk.device, Mode::Read).is_ok())
+            };
+            if wait_until(NODE_PATIENCE, is_ready) {
+                Ok(name)
+            } else {
+                Err(Error::Unavailable(format!(
+                    "the kernel made {name} but no usable /dev/{name}; is devtmpfs mounted on /dev?"
+                )))
+            }
+        })
+    }
+
+    /// The lowest number that a new disk of a driver can have, and the lock on it.
+    fn free_name(
+        &self,
+        driver: &dyn Driver,
+        there: Vec<(DiskName, String, &dyn Driver)>,
+    ) -> Result<(DiskName, Held<'_>)> {
+        let root = &self.machine.root;
+        let (most, advice) = driver.most(root);
+        let served = there.iter().filter(|(.., by)| by.name() == driver.name()).count();
+        if served as u64 >= u64::from(most) {
+            return Err(Error::Conflict(format!("there are {served} RAM disks and {advice}")));
+        }
+        let mut taken: Vec<_> = there.into_iter().map(|(name, ..)| name).collect();
+        for driver in self.drivers.iter() {
+            taken.extend(driver.leftovers(root)?);
+        }
+        // A disk that is being removed at this moment still has its number.
+        let hold = |name| self.machine.locks.try_hold(vec![Key::disk(name)]).map(|held| (name, held));
+        (0..most).map(DiskName).filter(|name| !taken.contains(name)).find_map(hold).ok_or_else(|| {
+            Error::Conflict("all numbers are taken by RAM disks that are being changed; try again".into())
+        })
+    }
+
+    /// Gives a RAM disk a new size.
+    pub fn resize(&self, name: DiskName, size: Size) -> Result<()> {
+        let root = &self.machine.root;
+        let _held = self.machine.hold(vec![Key::Memory, Key::disk(name)])?;
+        let disk = self.existing(name)?;
+        if let Some(cache) =
+            usage::holders(root, disk.dev)?.into_iter().find(|it| CacheName::parse(it).is_some())
+        {
+            return Err(usage::in_use(name, &User::Holder(cache)));
+        }
+        let new = size.bytes();
+        self.check_memory(new, disk.size)?;
+        if new > disk.size {
+            disk.driver.grow(root, &disk, new, self.machine.memory_limit())?;
+        } else if new < disk.size {
+            self.shrink(&disk, new)?;
+        }
+        self.tell_initiators(&disk)
+    }
+
+    fn shrink(&self, disk: &Device<'_>, new: u64) -> Result<()> {
+        let (root, name) = (&self.machine.root, disk.name);
+        // Nobody may write above the new end from here on.
+        let claim = self.claim_unused(disk, Mode::Claim)?;
+        sync(name, &claim)?;
+        let least = disk.driver.least_size(root, disk, &claim).cannot(format_args!("resize {name}"))?;
+        let too_small = || {
+            Error::Conflict(format!(
+                "{name} has data up to byte {least}; it can shrink to no less than that, or be flushed first"
+            ))
+        };
+        if new < least {
+            return Err(too_small());
+        }
+        // The driver looks again, since somebody may have written in this moment.
+        match disk.driver.shrink(root, disk, &claim, new) {
+            Err(error) if error.is(Errno::INVAL) => Err(too_small()),
+            shrunk => shrunk.cannot(format_args!("resize {name}")),
+        }
+    }
+
+    /// Tells the NVMe namespaces that export a disk of its new size: they do not notice by themselves.
+    fn tell_initiators(&self, disk: &Device<'_>) -> Result<()> {
+        let root = &self.machine.root;
+        for user in usage::exports(root, &[disk.dev])? {
+            let User::Namespace { nqn, id } = user else { continue };
+            let namespace = Item::namespace(&nqn, id);
+            // Kernels before 5.8 cannot be told.
+            if !namespace.has(root, "revalidate_size") {
+                continue;
+            }
+            match namespace.set(root, "revalidate_size", "1") {
+                // A namespace that is not enabled reads the size when it is enabled.
+                Err(error) if !error.is(Errno::INVAL) => {
+                    let what =
+                        format!("{} has its new size, but namespace {id} of {nqn} was not told", disk.name);
+                    return Err(Error::Kernel(what, error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees the memory of a RAM disk: its contents are gone.
+    pub fn flush(&self, name: DiskName) -> Result<()> {
+        let _held = self.machine.hold(vec![Key::disk(name)])?;
+        let disk = self.existing(name)?;
+        if block::is_read_only(&self.machine.root, disk.dev) {
+            return Err(Error::Conflict(format!("{name} is locked; unlock it first")));
+        }
+        let claim = self.claim_unused(&disk, Mode::ClaimWrite)?;
+        // The kernel would write later what a program wrote and did not sync.
+        sync(name, &claim)?;
+        disk.driver.free(&disk, &claim).map_err(|error| destruction_refused(name, error))
+    }
+
+    /// Removes a RAM disk.
+    pub fn remove(&self, name: DiskName) -> Result<()> {
+        let root = &self.machine.root;
+        let _held = self.machine.hold(vec![Key::disk(name)])?;
+        let disk = self.existing(name)?;
+        let claim = self.claim_unused(&disk, Mode::Claim)?;
+        disk.driver.detach(root, &disk, claim).map_err(|error| destruction_refused(name, error))?;
+        wait_until(NODE_PATIENCE, || self.existing(name).is_err());
+        Ok(())
+    }
+
+    /// Makes a RAM disk read-only (locked) or read-write.
+    pub fn set_locked(&self, name: DiskName, locked: bool) -> Result<()> {
+        let root = &self.machine.root;
+        let _held = self.machine.hold(vec![Key::disk(name)])?;
+        let disk = self.existing(name)?;
+        // Held until the disk is locked, so that nobody mounts it for writing in between.
+        let _claim = if locked { self.claim_from_writers(&disk)? } else { None };
+        block::open(root, &disk.device, Mode::Read)
+            .and_then(|disk| block::set_read_only(&disk, locked))
+            .cannot(format_args!("change the lock of {name}"))
+    }
+
+    /// Refuses a disk that somebody may write to. A disk without users is claimed: a mount in another
+    /// mount namespace is only seen in that the claim fails.
+    fn claim_from_writers(&self, disk: &Device<'_>) -> Result<Option<File>> {
+        let may_write = |user: &&User| !matches!(user, User::Mount { read_only: true, .. });
+        let users = usage::settled_users(&self.machine.root, disk.dev)?;
+        if let Some(user) = users.iter().find(may_write) {
+            return Err(usage::in_use(disk.name, user));
+        }
+        if users.is_empty() { self.claim_unused(disk, Mode::Claim).map(Some) } else { Ok(None) }
+    }
+
+    /// A RAM disk that must exist.
+    pub fn existing(&self, name: DiskName) -> Result<Device<'_>> {
+        let root = &self.machine.root;
+        let mut found = self.devices()?.into_iter().filter(|(found, ..)| *found == name);
+        let Some((_, device, driver)) = found.next() else {
+            // Where no RAM disk can be, that is the reason.
+            self.drivers.for_new(root)?;
+            return Err(no_disk(name));
+        };
+        if let Some((_, other, _)) = found.next() {
+            return Err(Error::Conflict(format!(
+                "there are two RAM disks {name}: {device} and {other}; remove one where it was made"
+            )));
+        }
+        let about = block::dev_of(root, &device).zip(block::size_of_disk(root, &device));
+        let (dev, size) = about.ok_or_else(|| no_disk(name))?;
+        Ok(Device { name, device, dev, size, driver })
+    }
+
+    /// Every RAM disk: its name, the kernel's name of it, and its driver.
+    pub fn devices(&self) -> Result<Vec<(DiskName, String, &dyn Driver)>> {
+        let mut all = Vec::new();
+        for driver in self.drivers.iter() {
+            let devices = driver.devices(&self.machine.root)?;
+            all.extend(devices.into_iter().map(|(name, device)| (name, device, driver)));
+        }
+        Ok(all)
+    }
+
+    /// The RAM disk that the kernel knows by the name `device`; `None` if that is no RAM disk.
+    pub fn name_of(&self, device: &str) -> Option<DiskName> {
+        self.drivers.iter().find_map(|driver| driver.name_of(&self.machine.root, device))
+    }
+
+    /// Whether a device is a RAM disk, or a part of one.
+    pub fn owns(&self, device: &str) -> bool {
+        self.drivers.iter().any(|driver| driver.owns(&self.machine.root, device))
+    }
+
+    /// Refuses a disk if `/dev/rdN` does not lead to it: the kernel would take what the path leads to.
+    pub fn check_node(&self, disk: &Device<'_>) -> Result<()> {
+        let node = block::node(&self.machine.root, &disk.name.to_string());
+        if block::dev_of_node(&node) == Some(disk.dev) {
+            return Ok(());
+        }
+        Err(Error::Conflict(format!(
+            "{} does not lead to {} ({}); restart this service, which puts that right",
+            node.display(),
+            disk.name,
+            disk.device
+        )))
+    }
+
+    /// Repairs what a daemon that was killed during a change left. Returns a line for each thing that
+    /// was done or could not be done.
+    pub fn recover(&self) -> Vec<String> {
+        let recover = |driver: &dyn Driver| driver.recover(&self.machine.root, self.machine.memory_limit());
+        self.drivers.iter().flat_map(recover).collect()
+    }
+
+    fn claim_unused(&self, disk: &Device<'_>, mode: Mode) -> Result<File> {
+        let claim = usage::claim_unused(&self.machine.root, disk.dev, disk.name, mode)?;
+        // The kernel gives the numbers of loop devices to others again.
+        if self.existing(disk.name)?.dev != disk.dev {
+            return Err(Error::Conflict(format!("{} has just been changed; try again", disk.name)));
+        }
+        Ok(claim)
+    }
+
+    /// Refuses `wanted` bytes, of which `given_up` are the caller's already, where all disks together
+    /// would have more than the limit allows.
+    fn check_memory(&self, wanted: u64, given_up: u64) -> Result<()> {
+        let limit = self.machine.memory_limit();
+        let mut others: u64 = 0;
+        for driver in self.drivers.iter() {
+            others = others.saturating_add(driver.promised(&self.machine.root)?);
+        }
+        let others = others.saturating_sub(given_up);
+        // Giving memory back is always allowed.
+        if wanted <= given_up || others.saturating_add(wanted) <= limit {
+            return Ok(());
+        }
+        Err(Error::NoMemory(format!(
+            "{} MiB do not fit: the RAM disks may take {} MiB together, the others have {} MiB; ask for less, remove \
+             one, or raise --memory-limit",
+            wanted >> 20,
+            limit >> 20,
+            others >> 20
+        )))
+    }
+}
+
+fn no_disk(name: DiskName) -> Error {
+    Error::NotFound(format!("there is no RAM disk {name}"))
+}
+
+/// Writes what the page cache holds to the disk.
+fn sync(name: DiskName, disk: &File) -> Result<()> {
+    disk.sync_all().map_err(|error| kernel::Error::new("fsync", &error)).cannot(format_args!("sync {name}"))
+}
+
+fn destruction_refused(name: DiskName, error: kernel::Error) -> Error {
+    if error.is(Errno::BUSY) {
+        return Error::Conflict(format!(
+            "{name} is open in a program that cannot be found; end that program first"
+        ));
+    }
+    Error::Kernel(format!("cannot free the memory of {name}"), error)
+}
