@@ -105,7 +105,7 @@ pub fn quiesce() -> Result<(), Error> {
         storage.quiesce().run(tell);
         all_done.load(Ordering::Relaxed)
     };
-    match child::aside(QUIESCE_PATIENCE, || storage.caches.writeback_state(), work) {
+    match child::run(QUIESCE_PATIENCE, || storage.caches.writeback_state(), work) {
         Ok(Some(true)) => Ok(()),
         Ok(Some(false)) => Err(Error::new("not everything could be quiesced")),
         Ok(None) => Err(Error {
@@ -139,7 +139,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
     logger.start().map_err(failed("cannot start the log's thread"))?;
     let root = Root::new("/");
     // Until the end of this function: a process that a device holds may go on for long after.
-    let presence = InstanceLock::begin(&root).map(Arc::new);
+    let presence = InstanceLock::take(&root).map(Arc::new);
     let storage = Arc::new(Storage::new(
         Machine::new(root, config.memory_limit),
         config.ram_driver,

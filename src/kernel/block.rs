@@ -142,16 +142,15 @@ pub fn holders(root: &Root, dev: Dev) -> Result<Vec<String>> {
 pub enum Mode {
     /// For reading attributes and data.
     Read,
-    /// For reading, and for nobody else's exclusive use meanwhile (`O_EXCL`):
-    /// no mount, swap, device-mapper or md device can take it. EBUSY where one has.
+    /// For reading, exclusively (`O_EXCL`): no mount, swap, device-mapper or md device can take the
+    /// device until the file is closed. EBUSY: one of these has it.
     Claim,
-    /// For writing, with the same claim.
+    /// For reading and writing, exclusively.
     ClaimWrite,
 }
 
-/// Opens the node of a disk or partition, by the kernel's name. Never waits for a
-/// medium, never becomes a terminal. ENXIO: what is there is another device, as
-/// in a `/dev` that is not the kernel's own.
+/// Opens the node of a disk or partition, by the kernel's name. Never waits for a medium. ENXIO: the node
+/// is another device, which happens where `/dev` is not the kernel's own devtmpfs.
 pub fn open(root: &Root, name: &str, mode: Mode) -> Result<File> {
     let path = node(root, name);
     let flags = match mode {

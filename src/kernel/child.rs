@@ -14,16 +14,23 @@ unsafe extern "C" {
     safe fn fork() -> i32;
 }
 
-/// How often it is looked whether work gets on.
+/// How often the parent looks whether the work gets on.
 const PULSE: Duration = Duration::from_secs(1);
 
-/// Runs `work` in a process of its own, for as long as it gets on: a thread that a
-/// device holds in the kernel keeps its whole process from ending, and whoever waits
-/// for that, or for the end of what it prints; so that goes through this one, to
-/// stderr. Work that prints gets on, and work that changes what `pulse` gives. Gives
-/// what `work` does, or `None` where it did neither for as long as `patience`; it goes
-/// on. Call it while there is one thread: the others would not be there in the new one.
-pub fn aside<P: PartialEq>(
+/// Runs `work` in a child process and waits for it as long as it gets on. Returns what `work` returned, or
+/// `None` if it did not get on for `patience`; the child is left to itself then.
+///
+/// A thread that waits in the kernel for a device keeps its process from ending. Whoever waits for that
+/// process, or for the end of its output, would wait with it. So the work has a process of its own, and
+/// what it prints goes through this one to stderr.
+///
+/// The work gets on while it prints, or while what `pulse` returns changes.
+///
+/// Call this while the process has one thread: the child has none of the others.
+///
+/// # Errors
+/// The kernel gave no pipe or no process.
+pub fn run<P: PartialEq>(
     patience: Duration,
     mut pulse: impl FnMut() -> P,
     work: impl FnOnce() -> bool,
@@ -59,7 +66,7 @@ pub fn aside<P: PartialEq>(
         }
         match printed.read(&mut buffer)? {
             0 => break,
-            // Where nobody takes it there is nobody to tell.
+            // If stderr is gone, nobody can be told.
             length => drop(io::stderr().write_all(&buffer[..length])),
         }
     }

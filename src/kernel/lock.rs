@@ -11,26 +11,29 @@ use super::Root;
 /// Where every daemon of this machine holds a lock. The file has no content.
 const LOCK: &str = "run/rapiddiskd/lock";
 
-/// The lock of a daemon that serves (flock(2)). It goes with this value, or with the
-/// process, however that ends.
+/// The lock that every serving daemon holds (flock(2)). The kernel releases it when this value is dropped
+/// or the process ends, however that happens.
 #[derive(Debug)]
 pub struct InstanceLock {
-    lock: File,
+    file: File,
     alone: bool,
 }
 
 impl InstanceLock {
-    /// Takes the lock for this process alone, or beside others that have it.
-    pub fn begin(root: &Root) -> io::Result<InstanceLock> {
+    /// Takes the lock: for this process alone if it is free, else beside the others that have it.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn take(root: &Root) -> io::Result<InstanceLock> {
         let path = root.path(LOCK);
         DirBuilder::new().recursive(true).mode(0o700).create(path.parent().unwrap_or(&path))?;
-        let lock = File::options().append(true).create(true).mode(0o600).open(path)?;
-        let alone = flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
-        let presence = InstanceLock { lock, alone };
+        let file = File::options().append(true).create(true).mode(0o600).open(path)?;
+        let alone = flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        let lock = InstanceLock { file, alone };
         if !alone {
-            presence.share();
+            lock.share();
         }
-        Ok(presence)
+        Ok(lock)
     }
 
     /// Whether no other process had the lock.
@@ -38,9 +41,9 @@ impl InstanceLock {
         self.alone
     }
 
-    /// From here on others may serve beside. One that finds another alone stays without
-    /// the lock, which only the repair at somebody's start asks for.
+    /// Lets other daemons take the lock beside this one. Where another daemon has it alone, this one goes
+    /// on without it: only the repair at a daemon's start asks for the lock.
     pub fn share(&self) {
-        let _ = flock(&self.lock, FlockOperation::NonBlockingLockShared);
+        let _ = flock(&self.file, FlockOperation::NonBlockingLockShared);
     }
 }

@@ -25,7 +25,7 @@ const DISCARD: Opcode = opcode::none(0x12, 119);
 const AUTOCLEAR: u32 = 4;
 const DIRECT_IO: u32 = 16;
 
-/// How often another program may take the free device, or remove it, before us.
+/// How often another program may take the free device, or remove it, before this one has it.
 const ATTEMPTS: usize = 64;
 
 /// `struct loop_info64`.
@@ -110,8 +110,8 @@ pub fn attached(root: &Root) -> Result<Vec<(String, String)>> {
     Ok(found)
 }
 
-/// What a loop device stands on; `None` where it is not attached. Asking the
-/// device itself would mean to open it, which may be what keeps it alive.
+/// The file of a loop device; `None` where it is not attached. The device itself is not asked: that takes
+/// opening it, and an open device may not go away.
 pub fn backing(root: &Root, name: &str) -> Result<Option<String>> {
     root.attribute_if_there(format!("sys/block/{name}/loop/backing_file"))
 }
@@ -167,7 +167,7 @@ pub fn detach(disk: &File) -> Result<()> {
     unsafe { ioctl(disk, NoArg::<CLR_FD>::new()) }.map_err(failed("LOOP_CLR_FD"))
 }
 
-/// Takes back a detachment that waits for the last to close the device.
+/// Takes back a detachment that waits for the last opener to close the device.
 pub fn stay(disk: &File) -> Result<()> {
     change(disk, |info| info.flags &= !AUTOCLEAR)
 }

@@ -37,9 +37,8 @@ pub fn address_of(root: &Root, interface: &str) -> Result<Option<IpAddr>> {
 }
 
 /// A line of `/proc/net/if_inet6`: address, index, prefix length, scope, flags
-/// (hexadecimal all) and name. Left out are link-local addresses, which are of no
-/// use without the interface of whoever connects, and those not yet or never
-/// confirmed to be unique.
+/// (all hexadecimal) and name. Link-local addresses are left out, since a client needs to know its own
+/// interface to use them. So are addresses that are not confirmed to be unique.
 fn parse_v6(line: &str) -> Option<(Ipv6Addr, &str)> {
     let mut fields = line.split_ascii_whitespace();
     let address = Ipv6Addr::from_bits(u128::from_str_radix(fields.next()?, 16).ok()?);

@@ -23,16 +23,18 @@ pub const NEEDED: CapabilitySet = CapabilitySet::SYS_ADMIN
     .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::NET_BIND_SERVICE);
 
-/// Drops what is not needed, for the calling thread and those it starts, for
-/// good. Files made from here on are the owner's alone; nothing of the process's
-/// memory, tokens included, gets into a core dump or can be read through `/proc`
-/// without `CAP_SYS_PTRACE`.
+/// Drops every capability that is not needed, for the calling thread and those that it starts, for good.
+/// Files made from here on can be read by their owner alone. Nothing of the process's memory, which holds
+/// tokens, gets into a core dump or can be read through `/proc` without `CAP_SYS_PTRACE`.
+///
+/// # Errors
+/// The kernel refused one of the steps.
 pub fn restrict() -> io::Result<()> {
     umask(Mode::RWXG | Mode::RWXO);
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     set_no_new_privs(true)?;
-    // Somebody who is not root, or lacks one of them, keeps what there is.
+    // Where some of them are missing, the others are kept.
     let kept = capabilities(None)?.permitted & NEEDED;
     set_capabilities(
         None,

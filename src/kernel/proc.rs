@@ -92,9 +92,9 @@ pub struct Opener {
     pub name: String,
 }
 
-/// The processes other than this one that have one of `devs` open. Looks at each
-/// descriptor of each process once; those that end meanwhile are passed over. What
-/// cannot be looked at is an error, never an answer.
+/// The processes other than this one that have one of `devs` open. Looks at each descriptor of each
+/// process once. A process that ends in the meantime has nothing open. A process that cannot be looked at
+/// is an error, since it may have one of them open.
 pub fn openers(root: &Root, devs: &[Dev]) -> Result<Vec<Opener>> {
     let mut found = Vec::new();
     for entry in root.names("proc")? {
@@ -159,9 +159,8 @@ fn is_open_on(dir: BorrowedFd<'_>, fd: &str, devs: &[Dev]) -> rustix::io::Result
     let stat = match statx(dir, fd, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE) {
         Ok(stat) => stat,
         Err(Errno::NOENT | Errno::SRCH) => return Ok(false),
-        // Some file systems (FUSE) keep their attributes even from root. Whoever may
-        // read the link is not kept out by us lacking a privilege, and a device is
-        // never on such a file system.
+        // Some file systems (FUSE) refuse their attributes even to root. If the link can be read,
+        // it is not that this process lacks a privilege, and such a file is never a device.
         Err(_) => return unless_closed(readlinkat(dir, fd, Vec::new())).map(|_| false),
     };
     let is_block = u32::from(stat.stx_mode) & 0o170000 == 0o060000;

@@ -1,7 +1,7 @@
 //! The `rapiddisk` module: `/sys/kernel/rapiddisk` and the ioctls of `/dev/rdN`.
 //!
-//! The module checks little: it detaches a disk that is in use and parses what
-//! it is given leniently. Everything here expects a caller who has checked.
+//! The module checks little: it detaches a disk that is in use, and accepts malformed commands. Each
+//! function here expects that its caller has checked what it asks for.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -38,7 +38,7 @@ pub struct Look {
     pub read_only: bool,
 }
 
-/// Looks at `rdN` with as few system calls as can be, for lists of many.
+/// Looks at `rdN` with as few system calls as possible, for lists of many disks.
 pub fn look_at(root: &Root, number: u32) -> Result<Look> {
     let path = root.path(format!("dev/rd{number}"));
     let failed = |errno: rustix::io::Errno| Error::new(format!("look at {}", path.display()), &errno.into());

@@ -32,8 +32,7 @@ pub enum Wanted {
     Stop,
 }
 
-/// The installed handlers of SIGTERM, SIGINT and SIGHUP. SIGPIPE is ignored by
-/// std since before main.
+/// The installed handlers of SIGTERM, SIGINT and SIGHUP. std ignores SIGPIPE before main begins.
 pub struct Signals {
     wake: OwnedFd,
 }

@@ -39,9 +39,9 @@ const NOFLUSH: u32 = 1 << 11;
 /// somebody who made the change (`DM_UDEV_PRIMARY_SOURCE_FLAG`).
 const UDEV_PRIMARY_SOURCE: u32 = 0x40 << 16;
 
-/// The same, and what to make of a device that is a part of another: no node by
-/// its name, no look at what is in it, no rules of others (`DM_UDEV_DISABLE_DM_RULES_FLAG`,
-/// `..._SUBSYSTEM_...`, `..._DISK_...` and `..._OTHER_RULES_FLAG`).
+/// For a device that is a part of another: udev's rules make no node of its name, do not look at its
+/// contents, and run nothing else for it (`DM_UDEV_DISABLE_DM_RULES_FLAG`, `..._SUBSYSTEM_...`,
+/// `..._DISK_...` and `..._OTHER_RULES_FLAG`).
 const UDEV_PART: u32 = UDEV_PRIMARY_SOURCE | 0xf << 16;
 
 /// The commands in use.
@@ -125,7 +125,7 @@ impl Control {
         Ok(Control { file, event })
     }
 
-    /// The same for changes of devices that are parts of others: udev leaves them alone.
+    /// The same, for devices that are parts of others: udev leaves them alone.
     pub fn for_parts(mut self) -> Control {
         self.event = if self.event == 0 { 0 } else { UDEV_PART };
         self
@@ -186,8 +186,7 @@ impl Control {
         Ok(buffer::parse_deps(&answer.payload()))
     }
 
-    /// What the targets report. Never makes a target flush: a read must not wait
-    /// for a disk.
+    /// What the targets report. This never makes a target flush, so that it does not wait for a disk.
     pub fn report(&self, name: &Name, report: Report) -> Result<Vec<Target>> {
         let table = if report == Report::Table { STATUS_TABLE } else { 0 };
         let answer = self.call(Command::TableStatus, table | NOFLUSH, &Subject::Name(name), &[])?;

@@ -82,9 +82,8 @@ fn is_configfs_mounted(root: &Root) -> bool {
         .is_ok_and(|mounts| mounts.iter().any(|mount| std::path::Path::new(&mount.on) == place))
 }
 
-/// Whether nvmet holds configuration although its tree cannot be seen: configfs
-/// was unmounted, which leaves the targets alive. Each item of the tree takes a
-/// reference to the module, beside one for each module that uses it.
+/// Whether nvmet has targets although its tree cannot be seen. They stay alive when configfs is
+/// unmounted. Each item of the tree takes a reference to the module, and so does each module that uses it.
 pub fn is_hidden(root: &Root) -> bool {
     let references = root.number("sys/module/nvmet/refcnt").unwrap_or(0);
     let modules = root.names("sys/module/nvmet/holders").map_or(0, |names| names.len());
@@ -111,7 +110,7 @@ fn namespaces(root: &Root, subsystem: &str) -> Result<Vec<Namespace>> {
     for name in root.names(format!("{subsystem}/namespaces"))? {
         let Ok(id) = name.parse() else { continue };
         let dir = format!("{subsystem}/namespaces/{name}");
-        // Who exports a device must not be overlooked because reading failed.
+        // An export must not be overlooked because its attribute could not be read.
         let device = root.attribute_if_there(format!("{dir}/device_path"))?.filter(|path| path != "(null)");
         let enabled = root.number(format!("{dir}/enable")) == Some(1);
         found.push(Namespace { id, device: device.unwrap_or_default(), enabled });
