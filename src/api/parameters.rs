@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::slice;
-use std::str::Split;
 
 /// Segments of the longest path: `v1`, the name of the call and its parameters.
 pub const MOST_SEGMENTS: usize = 6;
@@ -45,23 +44,20 @@ pub type Parsed<T> = Result<T, String>;
 
 /// The parameters of a request, in the order of its path.
 pub struct Parameters<'a> {
-    template: Split<'static, char>,
+    template: slice::Iter<'a, &'static str>,
     segments: slice::Iter<'a, Cow<'a, str>>,
 }
 
 impl<'a> Parameters<'a> {
-    /// Those that `segments` have where `template` has names.
-    pub fn new(template: &'static str, segments: &'a [Cow<'a, str>]) -> Parameters<'a> {
-        let mut template = template.split('/');
-        // What is before the first slash.
-        template.next();
-        Parameters { template, segments: segments.iter() }
+    /// The texts in `segments` at the places where `template` has a name.
+    pub fn new(template: &'a [&'static str], segments: &'a [Cow<'a, str>]) -> Parameters<'a> {
+        Parameters { template: template.iter(), segments: segments.iter() }
     }
 
     /// The next parameter, read as a `T`.
     ///
     /// # Errors
-    /// The message of the refusal, if it is not one.
+    /// The message of the refusal, if a `T` cannot have this text.
     pub fn take<T: Parameter>(&mut self) -> Parsed<T> {
         let (name, text) = self.next_text().expect("no more parameters are read than the path has");
         debug_assert_eq!(name, T::KIND.name, "the path's parameter is read as another kind");
@@ -147,7 +143,8 @@ mod tests {
     #[test]
     fn parameters_are_the_segments_that_have_a_name() {
         let segments = Segments::of("/v1/resizeRapidDisk/rd0/1GiB").unwrap();
-        let mut parameters = Parameters::new("/v1/resizeRapidDisk/@disk/@size", segments.texts().unwrap());
+        let template = ["v1", "resizeRapidDisk", "@disk", "@size"];
+        let mut parameters = Parameters::new(&template, segments.texts().unwrap());
         assert_eq!(parameters.next_text(), Some(("disk", "rd0")));
         assert_eq!(parameters.next_text(), Some(("size", "1GiB")));
         assert_eq!(parameters.next_text(), None);

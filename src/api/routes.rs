@@ -3,6 +3,9 @@
 //!
 //! A new endpoint is a row here, and an action with its function in the file of its noun.
 
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
 use super::action::{Action, NoAction};
 use super::caches::CacheAction;
 use super::disks::DiskAction;
@@ -227,13 +230,22 @@ impl Verb {
     }
 }
 
-impl Endpoint {
-    /// Whether a path with these segments is this call's.
-    fn matches(&self, segments: &[impl AsRef<str>]) -> bool {
-        let mut template = self.path.split('/').skip(1);
-        let mut fits =
-            |segment: &str| template.next().is_some_and(|part| part.starts_with('@') || part == segment);
-        segments.iter().all(|segment| fits(segment.as_ref())) && template.next().is_none()
+/// The endpoints, each with its path cut into segments: once, not for each request.
+static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| ENDPOINTS.iter().map(Route::of).collect());
+
+struct Route {
+    template: Vec<&'static str>,
+    endpoint: &'static Endpoint,
+}
+
+impl Route {
+    fn of(endpoint: &'static Endpoint) -> Route {
+        Route { template: endpoint.path.split('/').skip(1).collect(), endpoint }
+    }
+
+    fn matches(&self, segments: &[Cow<'_, str>]) -> bool {
+        let fits = |(part, segment): (&&str, &Cow<'_, str>)| part.starts_with('@') || *part == segment;
+        self.template.len() == segments.len() && self.template.iter().zip(segments).all(fits)
     }
 }
 
@@ -250,16 +262,14 @@ fn find(method: &Method, target: &str) -> Result<Call<Action>, NoAction> {
     let path = target.split_once('?').map_or(target, |(path, _query)| path);
     let segments =
         Segments::of(path).ok_or_else(|| NoAction::Invalid(format!("{path} is not well percent-encoded")))?;
-    let (endpoint, texts) = segments
-        .texts()
-        .and_then(|texts| ENDPOINTS.iter().find(|endpoint| endpoint.matches(texts)).zip(Some(texts)))
-        .ok_or_else(|| {
-            NoAction::NoPath(format!("there is no {path}; the README lists the paths and their parameters"))
-        })?;
+    let no_path =
+        || NoAction::NoPath(format!("there is no {path}; the README lists the paths and their parameters"));
+    let texts = segments.texts().ok_or_else(no_path)?;
+    let Route { template, endpoint } = ROUTES.iter().find(|it| it.matches(texts)).ok_or_else(no_path)?;
     if !endpoint.verb.allows(method) {
         return Err(NoAction::NoMethod(endpoint.verb.allowed()));
     }
-    let action = (endpoint.action)(&mut Parameters::new(endpoint.path, texts)).map_err(NoAction::Invalid)?;
+    let action = (endpoint.action)(&mut Parameters::new(template, texts)).map_err(NoAction::Invalid)?;
     Ok(Call { action, class: endpoint.class, body: endpoint.body })
 }
 

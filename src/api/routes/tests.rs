@@ -208,13 +208,14 @@ fn a_refusal_says_what_is_wrong_in_these_words() {
 /// `Parameters::take`.
 #[test]
 fn the_example_of_each_endpoint_calls_it_with_all_its_parameters() {
-    for endpoint in ENDPOINTS {
+    for it in ROUTES.iter() {
+        let Route { template, endpoint } = it;
         let method = if endpoint.verb == Verb::Get { Method::Get } else { Method::Post };
         let call = route(&method, endpoint.example);
         let segments = Segments::of(endpoint.example).unwrap();
         let texts = segments.texts().unwrap();
-        assert!(endpoint.matches(texts), "{}", endpoint.path);
-        let mut parameters = Parameters::new(endpoint.path, texts);
+        assert!(it.matches(texts), "{}", endpoint.path);
+        let mut parameters = Parameters::new(template, texts);
         let action = (endpoint.action)(&mut parameters).unwrap();
         assert_eq!(parameters.next_text(), None, "{} has parameters that are not read", endpoint.path);
         assert_eq!(call, Call { action, class: endpoint.class, body: endpoint.body });
@@ -223,15 +224,13 @@ fn the_example_of_each_endpoint_calls_it_with_all_its_parameters() {
 
 #[test]
 fn no_path_is_that_of_two_endpoints() {
-    let could_be = |a: &str, b: &str| a.starts_with('@') || b.starts_with('@') || a == b;
-    for (i, one) in ENDPOINTS.iter().enumerate() {
-        let segments: Vec<_> = one.path.split('/').collect();
-        assert!(segments[0].is_empty() && segments.len() <= MOST_SEGMENTS + 1, "{}", one.path);
-        for other in &ENDPOINTS[i + 1..] {
-            let others: Vec<_> = other.path.split('/').collect();
-            let are_same = segments.len() == others.len()
-                && segments.iter().zip(&others).all(|(one, other)| could_be(one, other));
-            assert!(!are_same, "{} and {}", one.path, other.path);
+    let could_be = |(a, b): (&&str, &&str)| a.starts_with('@') || b.starts_with('@') || a == b;
+    for (i, Route { template, endpoint }) in ROUTES.iter().enumerate() {
+        assert!(endpoint.path.starts_with('/') && template.len() <= MOST_SEGMENTS, "{}", endpoint.path);
+        for other in &ROUTES[i + 1..] {
+            let are_same =
+                template.len() == other.template.len() && template.iter().zip(&other.template).all(could_be);
+            assert!(!are_same, "{} and {}", endpoint.path, other.endpoint.path);
         }
     }
 }
