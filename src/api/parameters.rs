@@ -59,9 +59,14 @@ impl<'a> Parameters<'a> {
     /// # Errors
     /// The message of the refusal, if a `T` cannot have this text.
     pub fn take<T: Parameter>(&mut self) -> Parsed<T> {
+        let text = self.text_of(T::KIND.name);
+        T::read(text).ok_or_else(|| refusal(text, T::KIND.expected))
+    }
+
+    fn text_of(&mut self, kind: &str) -> &'a str {
         let (name, text) = self.next_text().expect("no more parameters are read than the path has");
-        debug_assert_eq!(name, T::KIND.name, "the path's parameter is read as another kind");
-        T::read(text).ok_or_else(|| format!("{text:?} is not {}", T::KIND.expected))
+        debug_assert_eq!(name, kind, "the path's parameter is read as another kind");
+        text
     }
 
     /// The name and the text of the next parameter.
@@ -69,6 +74,10 @@ impl<'a> Parameters<'a> {
         let mut pairs = self.template.by_ref().zip(self.segments.by_ref());
         pairs.find_map(|(part, text)| Some((part.strip_prefix('@')?, &**text)))
     }
+}
+
+fn refusal(text: &str, expected: &str) -> String {
+    format!("{text:?} is not {expected}")
 }
 
 /// The segments of a path, percent-decoded. Those without a percent sign are borrowed.
