@@ -40,7 +40,8 @@ impl Parameter for DiskName {
 impl Parameter for Size {
     const KIND: Kind = Kind {
         name: "size",
-        description: "A size: a number of MiB, or a number with a unit. All units are powers of 1024.",
+        description: "A number of MiB, or a number with one of the units `M`, `MiB`, `G`, `GiB`, `T` and `TiB`. All \
+                      units are powers of 1024.",
         values: Values::Pattern("0*[1-9][0-9]*(M|MiB|G|GiB|T|TiB)?"),
         example: "1GiB",
         expected: "a size: a number of MiB above 0, or one with M, MiB, G, GiB, T or TiB",

@@ -1,4 +1,6 @@
-//! The page `src/api/README.md` against the sources: its tables and its examples. For tests.
+//! Tests that compare the page `src/api/README.md` with the sources: its tables and its examples.
+//!
+//! `UPDATE_API_PAGE=1 cargo test --lib api::page` writes the tables into the page.
 
 use std::fmt::Write;
 use std::fs;
