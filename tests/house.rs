@@ -2,6 +2,7 @@
 //! be, which layer knows which, what the program depends on, and that what is
 //! documented is what is built.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -109,10 +110,9 @@ fn the_runtime_dependencies_are_these_and_no_other() {
 fn the_readme_has_the_help_and_every_path_of_the_api() {
     let readme = read("README.md");
     assert!(readme.contains(rapiddiskd::args::HELP), "the README's options are not those of --help");
-    let routes = read("src/api/route.rs");
-    let table = routes.split("fn route(").nth(1).unwrap().split("\n}").next().unwrap();
-    let paths: Vec<_> =
-        table.lines().filter_map(|line| line.trim().strip_prefix("[\"")?.split('"').next()).collect();
+    let routes = read("src/api/routes.rs");
+    let paths: HashSet<_> =
+        routes.split("\"/v1/").skip(1).filter_map(|rest| rest.split(['/', '"']).next()).collect();
     assert!(paths.len() >= 14, "only {} paths found", paths.len());
     for path in paths {
         assert!(readme.contains(&format!("/v1/{path}")), "the README lacks {path}");

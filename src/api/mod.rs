@@ -1,18 +1,25 @@
 //! The /v1 contract: requests become typed actions, actions are carried out by
 //! the storage layer, and what it says becomes JSON and a status.
 
+pub mod action;
 mod answer;
-mod route;
-
-pub use answer::status;
-pub use route::{Action, NoAction};
+pub mod caches;
+pub mod disks;
+pub mod errors;
+pub mod machine;
+pub mod nvme;
+#[cfg(test)]
+mod page;
+pub mod parameters;
+pub mod routes;
+pub mod seam;
 
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use crate::http::{Answer, Method, Request, Service};
-use crate::storage::{Result, Storage};
+use crate::storage::Storage;
+use action::Action;
+use seam::{Class, Response};
 
 /// The API over the storage of this machine.
 pub struct Api {
@@ -25,106 +32,38 @@ impl Api {
         Api { storage }
     }
 
-    fn execute(&self, action: &Action) -> Result<Value> {
-        let storage = &self.storage;
-        Ok(match action {
-            Action::Status => answer::service(&storage.watch.health()),
-            Action::Resources => answer::resources(&storage.resources()?),
-            Action::Volumes => answer::volumes(&storage.disks.list()?, &storage.caches.list()?),
-            Action::CacheStats(cache) => answer::cache_stats(&storage.caches.stats(cache)?),
-            Action::Targets => {
-                let (targets, ports) = storage.exports.list()?;
-                answer::targets(&targets, &ports)
-            }
-            Action::Ports => answer::ports(&storage.exports.ports()?),
-            Action::CreateDisk(size) => {
-                let disk = storage.disks.create(*size)?;
-                answer::made("device", &disk, format!("{disk} has {} MiB", size.bytes() >> 20))
-            }
-            Action::ResizeDisk(disk, size) => {
-                storage.disks.resize(*disk, *size)?;
-                answer::done(format!("{disk} has {} MiB now", size.bytes() >> 20))
-            }
-            Action::FlushDisk(disk) => {
-                storage.disks.flush(*disk)?;
-                answer::done(format!("{disk} is empty"))
-            }
-            Action::RemoveDisk(disk) => {
-                storage.disks.remove(*disk)?;
-                answer::done(format!("{disk} is removed"))
-            }
-            Action::LockDisk(disk) => {
-                storage.disks.set_locked(*disk, true)?;
-                answer::done(format!("{disk} is read-only"))
-            }
-            Action::UnlockDisk(disk) => {
-                storage.disks.set_locked(*disk, false)?;
-                answer::done(format!("{disk} is read-write"))
-            }
-            Action::CreateCache(disk, source, policy) => {
-                let made = storage.caches.create(*disk, source, *policy)?;
-                let (name, driver, block) = (&made.name, made.driver, made.block >> 10);
-                let message = format!(
-                    "{disk} caches {source} ({driver}, blocks of {block} KiB); use it as /dev/mapper/{name}"
-                );
-                answer::made("device", name, message)
-            }
-            Action::RemoveCache(cache) => {
-                storage.caches.remove(cache)?;
-                answer::done(format!("{cache} is removed"))
-            }
-            Action::CreatePort(id, place, protocol, service) => {
-                answer::made_port(&storage.exports.create_port(*id, place, *protocol, *service)?)
-            }
-            Action::RemovePort(id) => {
-                storage.exports.remove_port(*id)?;
-                answer::done(format!("port {id} is removed"))
-            }
-            Action::CreateTarget(volume, ports, host) => {
-                let nqn = storage.exports.create(volume, *ports, host.as_ref())?;
-                answer::made("nqn", &nqn, format!("{volume} is exported as {nqn}"))
-            }
-            Action::RemoveTarget(volume, None) => {
-                storage.exports.remove(volume, None)?;
-                answer::done(format!("{volume} is not exported any more"))
-            }
-            Action::RemoveTarget(volume, Some(port)) => {
-                storage.exports.remove(volume, Some(*port))?;
-                answer::done(format!("{volume} is not exported at port {port} any more"))
-            }
-            Action::AllowHost(volume, host) => {
-                let nqn = storage.exports.allow_host(volume, host)?;
-                answer::made("nqn", &nqn, format!("{host} may connect to {volume}"))
-            }
-            Action::DenyHost(volume, host) => {
-                let nqn = storage.exports.deny_host(volume, host)?;
-                answer::made("nqn", &nqn, format!("{host} may not connect to {volume} any more"))
-            }
-        })
+    /// Carries an action out.
+    fn carry_out(&self, action: &Action, _body: &[u8]) -> Response {
+        let storage = &*self.storage;
+        let result = match action {
+            Action::Machine(action) => machine::execute(storage, action),
+            Action::Disks(action) => disks::execute(storage, action),
+            Action::Caches(action) => caches::execute(storage, action),
+            Action::Nvme(action) => nvme::execute(storage, action),
+            Action::None(why) => return errors::no_action(why),
+        };
+        match result {
+            Ok(body) => answer::json(200, &body),
+            Err(error) => errors::refused(&error),
+        }
     }
 }
 
 impl Service for Api {
     fn is_change(&self, method: &Method, target: &str) -> bool {
-        Action::parse(method, target).is_ok_and(|action| action.is_change())
+        routes::route(method, target).class == Class::Change
     }
 
     fn is_instant(&self, method: &Method, target: &str) -> bool {
-        // Neither calls into the kernel.
-        matches!(Action::parse(method, target), Ok(Action::Status) | Err(_))
+        routes::route(method, target).class == Class::Instant
     }
 
     fn answer(&self, request: &Request) -> Answer {
-        match Action::parse(&request.method, &request.target) {
-            Ok(action) => match self.execute(&action) {
-                Ok(body) => answer::json(200, &body),
-                Err(error) => answer::failed(status(&error), &error.to_string()),
-            },
-            Err(no_action) => answer::no_action(&no_action),
-        }
+        let call = routes::route(&request.method, &request.target);
+        self.carry_out(&call.action, &request.body).into_answer()
     }
 
     fn refusal(&self, status: u16, message: &str) -> Answer {
-        answer::failed(status, message)
+        errors::failed(status, message).into_answer()
     }
 }

@@ -1,0 +1,205 @@
+//! Caches: their parameters, what is done with them, and their JSON.
+
+use serde_json::{Map, Value, json};
+
+use super::answer::{done, made};
+use super::parameters::{Kind, Parameter, Values};
+use crate::storage::{Cache, CacheName, CacheStats, DiskName, Policy, Result, SourceName, Storage};
+
+/// What is done with caches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CacheAction {
+    /// Put a RAM disk as a cache in front of a source.
+    Create(DiskName, SourceName, Policy),
+    /// Remove one.
+    Remove(CacheName),
+    /// The counters of one.
+    Stats(CacheName),
+}
+
+impl Parameter for CacheName {
+    const KIND: Kind = Kind {
+        name: "cache",
+        description: "A cache, as `listRapidDiskVolumes` names it.",
+        values: Values::Pattern("rc-w[tab]_[0-9A-Za-z#+.:=@_-]{1,121}"),
+        example: "rc-wt_sdb",
+        expected: "the name of a cache, such as rc-wt_sdb",
+    };
+
+    fn read(text: &str) -> Option<CacheName> {
+        CacheName::parse(text)
+    }
+}
+
+impl Parameter for SourceName {
+    const KIND: Kind = Kind {
+        name: "source",
+        description: "The device that is cached: a disk, a partition, an md, loop or device-mapper device, named \
+                      as below `/dev`. A slash in the name is written `%2F`.",
+        values: Values::Pattern(
+            "([0-9A-Za-z#+:=@_-][0-9A-Za-z#+.:=@_-]*/)*[0-9A-Za-z#+:=@_-][0-9A-Za-z#+.:=@_-]*",
+        ),
+        example: "mapper/vg0-home",
+        expected: "the name of a device below /dev, such as sdb or mapper%2Fvg0-home",
+    };
+
+    fn read(text: &str) -> Option<SourceName> {
+        SourceName::parse(text)
+    }
+}
+
+impl Parameter for Policy {
+    const KIND: Kind = Kind {
+        name: "policy",
+        description: "What the cache does with writes. `write-back` is another name for `writeback`.",
+        values: Values::OneOf(&["write-through", "write-around", "writeback", "write-back"]),
+        example: "write-through",
+        expected: "a policy; there are write-through, write-around and writeback",
+    };
+
+    fn read(text: &str) -> Option<Policy> {
+        Policy::parse(text)
+    }
+}
+
+/// Does what `action` asks for. Returns the answer's body.
+pub fn execute(storage: &Storage, action: &CacheAction) -> Result<Value> {
+    Ok(match action {
+        CacheAction::Create(disk, source, policy) => {
+            let cache = storage.caches.create(*disk, source, *policy)?;
+            let (name, driver, block) = (&cache.name, cache.driver, cache.block >> 10);
+            let message = format!(
+                "{disk} caches {source} ({driver}, blocks of {block} KiB); use it as /dev/mapper/{name}"
+            );
+            made("device", name, message)
+        }
+        CacheAction::Remove(cache) => {
+            storage.caches.remove(cache)?;
+            done(format!("{cache} is removed"))
+        }
+        CacheAction::Stats(cache) => statistics(&storage.caches.stats(cache)?),
+    })
+}
+
+/// A cache in a list.
+pub fn entry(cache: &Cache) -> Value {
+    json!({
+        "device": cache.name.to_string(),
+        "cache": cache.disk,
+        "source": cache.source,
+        "mode": cache.policy.as_str(),
+        "driver": cache.driver,
+    })
+}
+
+/// `showRapidDiskCacheStats`.
+fn statistics(stats: &CacheStats) -> Value {
+    let mut fields = Map::new();
+    fields.insert("device".into(), stats.name.to_string().into());
+    fields.extend(stats.counters.iter().map(|&(name, count)| (name.to_owned(), count.into())));
+    if let Some(metadata) = stats.metadata {
+        fields.insert("metadata_mode".into(), if metadata.read_only { "ro" } else { "rw" }.into());
+        fields.insert("needs_check".into(), metadata.needs_check.into());
+    }
+    if !stats.not_counted.is_empty() {
+        fields.insert("not_counted".into(), stats.not_counted.clone().into());
+    }
+    json!({"statistics": [{"cache_stats": [fields]}]})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::page;
+    use super::*;
+    use crate::storage::Metadata;
+
+    #[test]
+    fn the_counters_are_those_of_the_reference() {
+        let stats = CacheStats {
+            name: CacheName::parse("rc-wb_sdd").unwrap(),
+            counters: vec![
+                ("errors", 0),
+                ("num_blocks", 16320),
+                ("num_free_blocks", 16320),
+                ("num_wb_blocks", 0),
+            ],
+            not_counted: vec![],
+            metadata: None,
+        };
+        assert_eq!(
+            statistics(&stats),
+            json!({"statistics": [{"cache_stats": [
+                {"device": "rc-wb_sdd", "errors": 0, "num_blocks": 16320, "num_free_blocks": 16320, "num_wb_blocks": 0}
+            ]}]})
+        );
+    }
+
+    #[test]
+    fn the_page_shows_the_counters_of_a_rapiddisk_cache() {
+        let counters = [
+            ("reads", 527),
+            ("writes", 1),
+            ("cache_hits", 264),
+            ("replacement", 0),
+            ("write_replacement", 0),
+            ("read_invalidates", 1),
+            ("write_invalidates", 1),
+            ("uncached_reads", 1),
+            ("uncached_writes", 0),
+            ("disk_reads", 263),
+            ("disk_writes", 1),
+            ("cache_reads", 264),
+            ("cache_writes", 263),
+        ];
+        let stats = CacheStats {
+            name: CacheName::parse("rc-wt_sdb").unwrap(),
+            counters: counters.to_vec(),
+            not_counted: vec![],
+            metadata: None,
+        };
+        assert_eq!(page::example("showRapidDiskCacheStats"), statistics(&stats));
+    }
+
+    #[test]
+    fn what_a_cache_does_not_count_is_named() {
+        let stats = CacheStats {
+            name: CacheName::parse("rc-wt_sda").unwrap(),
+            counters: vec![("reads", 7), ("uncached_reads", 0)],
+            not_counted: vec!["uncached_reads"],
+            metadata: Some(Metadata { read_only: true, needs_check: false }),
+        };
+        let body = statistics(&stats);
+        assert_eq!(
+            body["statistics"][0]["cache_stats"][0],
+            json!({
+                "device": "rc-wt_sda", "reads": 7, "uncached_reads": 0, "not_counted": ["uncached_reads"],
+                "metadata_mode": "ro", "needs_check": false
+            })
+        );
+        assert_eq!(
+            body.to_string(),
+            concat!(
+                r#"{"statistics":[{"cache_stats":[{"device":"rc-wt_sda","metadata_mode":"ro","needs_check":false,"#,
+                r#""not_counted":["uncached_reads"],"reads":7,"uncached_reads":0}]}]}"#
+            )
+        );
+    }
+
+    #[test]
+    fn a_cache_in_a_list_has_these_bytes() {
+        let cache = Cache {
+            name: CacheName::parse("rc-wt_sdb").unwrap(),
+            disk: "rd0".into(),
+            source: "sdb".into(),
+            policy: Policy::WriteThrough,
+            driver: "rapiddisk-cache",
+        };
+        assert_eq!(
+            entry(&cache).to_string(),
+            concat!(
+                r#"{"cache":"rd0","device":"rc-wt_sdb","driver":"rapiddisk-cache","mode":"write-through","#,
+                r#""source":"sdb"}"#
+            )
+        );
+    }
+}

@@ -1,0 +1,88 @@
+//! Tests that compare the page `src/api/README.md` with the sources: its tables and its examples.
+//!
+//! `UPDATE_API_PAGE=1 cargo test --lib api::page` writes the tables into the page.
+
+use std::fmt::Write;
+use std::fs;
+
+use serde_json::Value;
+
+use super::parameters::Values;
+use super::routes::{ENDPOINTS, KINDS, Verb};
+
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/api/README.md");
+
+/// Set to write the tables into the page instead of comparing them.
+const UPDATE: &str = "UPDATE_API_PAGE";
+
+fn page() -> String {
+    fs::read_to_string(PAGE).unwrap()
+}
+
+/// The first JSON example below the heading of a call.
+pub fn example(call: &str) -> Value {
+    let page = page();
+    let section = page.split(&format!("\n### {call}\n")).nth(1);
+    let section = section.unwrap_or_else(|| panic!("the page has no section {call}"));
+    let text = section.split("```json\n").nth(1).and_then(|rest| rest.split("```").next());
+    serde_json::from_str(text.unwrap_or_default()).unwrap_or_else(|error| panic!("{call}: {error}"))
+}
+
+fn endpoints() -> String {
+    let mut table = "| | path | what it does | example |\n| --- | --- | --- | --- |\n".to_owned();
+    for endpoint in ENDPOINTS {
+        let (method, option) = match endpoint.verb {
+            Verb::Get => ("GET", ""),
+            Verb::Post => ("POST", "-X POST "),
+        };
+        let (path, summary, example) = (endpoint.path, endpoint.summary, endpoint.example);
+        writeln!(table, "| {method} | `{path}` | {summary} | `curl -s {option}H{example}` |").unwrap();
+    }
+    table
+}
+
+fn parameters() -> String {
+    let mut table = "| parameter | what it is | example |\n| --- | --- | --- |\n".to_owned();
+    for kind in KINDS {
+        let values = match kind.values {
+            Values::Pattern(_) => String::new(),
+            Values::OneOf(texts) => {
+                let texts: Vec<_> = texts.iter().map(|text| format!("`{text}`")).collect();
+                format!(" One of {}.", texts.join(", "))
+            }
+        };
+        let example = kind.example.replace('/', "%2F");
+        writeln!(table, "| `@{}` | {}{values} | `{example}` |", kind.name, kind.description).unwrap();
+    }
+    table
+}
+
+#[test]
+fn the_tables_of_the_page_are_those_of_the_sources() {
+    let mut page = page();
+    for (name, table) in [("endpoints", endpoints()), ("parameters", parameters())] {
+        let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->\n"));
+        let (before, rest) = page.split_once(&begin).expect("the comment before the table");
+        let (found, after) = rest.split_once(&end).expect("the comment after the table");
+        if std::env::var_os(UPDATE).is_some() {
+            page = format!("{before}{begin}{table}{end}{after}");
+            continue;
+        }
+        assert_eq!(
+            found, table,
+            "the table of {name} in src/api/README.md is another; write it with: \
+             {UPDATE}=1 cargo test --lib api::page"
+        );
+    }
+    if std::env::var_os(UPDATE).is_some() {
+        fs::write(PAGE, page).unwrap();
+    }
+}
+
+#[test]
+fn each_call_has_a_section_with_an_example_answer() {
+    for endpoint in ENDPOINTS {
+        let call = endpoint.path.split('/').nth(2).unwrap();
+        assert!(example(call).is_object(), "{call}");
+    }
+}

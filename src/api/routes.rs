@@ -1,0 +1,278 @@
+//! The endpoints as one table. From it come the parser, the answers 404 and 405, and the
+//! tables of the page `src/api/README.md`.
+//!
+//! A new endpoint is a row here, and an action with its function in the file of its noun.
+
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+use super::action::{Action, NoAction};
+use super::caches::CacheAction;
+use super::disks::DiskAction;
+use super::machine::MachineAction;
+use super::nvme::NvmeAction;
+use super::parameters::{Kind, Parameter, Parameters, Parsed, Segments};
+use super::seam::{Call, Class};
+use crate::http::Method;
+use crate::storage::{
+    CacheName, DiskName, Nqn, Policy, PortAddress, PortId, Ports, Protocol, ServiceId, Size, SourceName,
+    Volume,
+};
+
+/// How a path is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// GET, and HEAD as well.
+    Get,
+    /// POST.
+    Post,
+}
+
+/// One call of the API.
+pub struct Endpoint {
+    /// How it is called.
+    pub verb: Verb,
+    /// Its path; a segment that begins with `@` is the parameter of that name.
+    pub path: &'static str,
+    /// How it is carried out.
+    pub class: Class,
+    /// Bytes of a body that it takes; 0: none.
+    pub body: usize,
+    /// A target that calls it.
+    pub example: &'static str,
+    /// What it does, in one sentence.
+    pub summary: &'static str,
+    /// Makes its action of the parameters in its path.
+    pub action: fn(&mut Parameters<'_>) -> Parsed<Action>,
+}
+
+/// Every call of the API.
+pub static ENDPOINTS: &[Endpoint] = &[
+    Endpoint {
+        class: Class::Instant,
+        ..read(
+            "/v1/checkServiceStatus",
+            "/v1/checkServiceStatus",
+            "Says that the service runs, and which drivers it has.",
+            |_| Ok(MachineAction::Status.into()),
+        )
+    },
+    read(
+        "/v1/listAllResources",
+        "/v1/listAllResources",
+        "Lists the memory and the disks of the machine.",
+        |_| Ok(MachineAction::Resources.into()),
+    ),
+    read(
+        "/v1/listRapidDiskVolumes",
+        "/v1/listRapidDiskVolumes",
+        "Lists the RAM disks and the caches.",
+        |_| Ok(MachineAction::Volumes.into()),
+    ),
+    change("/v1/createRapidDisk/@size", "/v1/createRapidDisk/128", "Makes a RAM disk.", |p| {
+        Ok(DiskAction::Create(p.take()?).into())
+    }),
+    change(
+        "/v1/resizeRapidDisk/@disk/@size",
+        "/v1/resizeRapidDisk/rd0/1GiB",
+        "Gives a RAM disk another size.",
+        |p| Ok(DiskAction::Resize(p.take()?, p.take()?).into()),
+    ),
+    change(
+        "/v1/flushRapidDisk/@disk",
+        "/v1/flushRapidDisk/rd0",
+        "Destroys the contents of a RAM disk and frees its memory.",
+        |p| Ok(DiskAction::Flush(p.take()?).into()),
+    ),
+    change(
+        "/v1/removeRapidDisk/@disk",
+        "/v1/removeRapidDisk/rd0",
+        "Removes a RAM disk and its contents.",
+        |p| Ok(DiskAction::Remove(p.take()?).into()),
+    ),
+    change("/v1/lockRapidDisk/@disk", "/v1/lockRapidDisk/rd0", "Makes a RAM disk read-only.", |p| {
+        Ok(DiskAction::Lock(p.take()?).into())
+    }),
+    change("/v1/unlockRapidDisk/@disk", "/v1/unlockRapidDisk/rd0", "Makes a RAM disk read-write.", |p| {
+        Ok(DiskAction::Unlock(p.take()?).into())
+    }),
+    change(
+        "/v1/createRapidDiskCache/@disk/@source/@policy",
+        "/v1/createRapidDiskCache/rd0/sdb/writeback",
+        "Makes a RAM disk the cache of another device.",
+        |p| Ok(CacheAction::Create(p.take()?, p.take()?, p.take()?).into()),
+    ),
+    change(
+        "/v1/removeRapidDiskCache/@cache",
+        "/v1/removeRapidDiskCache/rc-wb_sdb",
+        "Removes a cache; its RAM disk and its source stay.",
+        |p| Ok(CacheAction::Remove(p.take()?).into()),
+    ),
+    read(
+        "/v1/showRapidDiskCacheStats/@cache",
+        "/v1/showRapidDiskCacheStats/rc-wt_sdb",
+        "Shows the counters of a cache.",
+        |p| Ok(CacheAction::Stats(p.take()?).into()),
+    ),
+    read(
+        "/v1/listAllNVMeTargets",
+        "/v1/listAllNVMeTargets",
+        "Lists the NVMe targets and the ports that offer them.",
+        |_| Ok(NvmeAction::Targets.into()),
+    ),
+    read("/v1/listAllNVMePorts", "/v1/listAllNVMePorts", "Lists the NVMe ports.", |_| {
+        Ok(NvmeAction::Ports.into())
+    }),
+    change(
+        "/v1/createNVMePort/@port/@interface/@protocol",
+        "/v1/createNVMePort/1/eth0/tcp",
+        "Makes an NVMe port, with the service 4420.",
+        |p| Ok(NvmeAction::CreatePort(p.take()?, p.take()?, p.take()?, ServiceId::DEFAULT).into()),
+    ),
+    change(
+        "/v1/createNVMePort/@port/@interface/@protocol/@service",
+        "/v1/createNVMePort/2/10.0.0.5/tcp/4421",
+        "Makes an NVMe port.",
+        |p| NvmeAction::create_port_with_service(p).map(Action::from),
+    ),
+    change("/v1/removeNVMePort/@port", "/v1/removeNVMePort/1", "Removes an NVMe port.", |p| {
+        Ok(NvmeAction::RemovePort(p.take()?).into())
+    }),
+    change(
+        "/v1/createNVMeTarget/@volume/@ports",
+        "/v1/createNVMeTarget/rd0/1",
+        "Exports a volume to any host.",
+        |p| Ok(NvmeAction::CreateTarget(p.take()?, p.take()?, None).into()),
+    ),
+    change(
+        "/v1/createNVMeTarget/@volume/@ports/@hostnqn",
+        "/v1/createNVMeTarget/rd0/all/nqn.2014-08.org.nvmexpress:uuid:8a2f4b10-6c1d-4e53-9b7a-d05c3e91f264",
+        "Exports a volume to one host.",
+        |p| Ok(NvmeAction::CreateTarget(p.take()?, p.take()?, Some(p.take()?)).into()),
+    ),
+    change(
+        "/v1/removeNVMeTarget/@volume",
+        "/v1/removeNVMeTarget/rd0",
+        "Ends the export of a volume at every port.",
+        |p| Ok(NvmeAction::RemoveTarget(p.take()?, None).into()),
+    ),
+    change(
+        "/v1/removeNVMeTarget/@volume/@port",
+        "/v1/removeNVMeTarget/rd0/1",
+        "Ends the export of a volume at one port.",
+        |p| Ok(NvmeAction::RemoveTarget(p.take()?, Some(p.take()?)).into()),
+    ),
+    change(
+        "/v1/allowNVMeHost/@volume/@hostnqn",
+        "/v1/allowNVMeHost/rd0/nqn.2014-08.org.nvmexpress:uuid:8a2f4b10-6c1d-4e53-9b7a-d05c3e91f264",
+        "Lets a host connect to an exported volume.",
+        |p| Ok(NvmeAction::AllowHost(p.take()?, p.take()?).into()),
+    ),
+    change(
+        "/v1/denyNVMeHost/@volume/@hostnqn",
+        "/v1/denyNVMeHost/rd0/nqn.2014-08.org.nvmexpress:uuid:8a2f4b10-6c1d-4e53-9b7a-d05c3e91f264",
+        "Keeps a host from connecting to an exported volume.",
+        |p| Ok(NvmeAction::DenyHost(p.take()?, p.take()?).into()),
+    ),
+];
+
+/// Every kind of parameter that a path has.
+pub static KINDS: &[Kind] = &[
+    DiskName::KIND,
+    Size::KIND,
+    SourceName::KIND,
+    Policy::KIND,
+    CacheName::KIND,
+    Volume::KIND,
+    PortId::KIND,
+    Ports::KIND,
+    PortAddress::KIND,
+    Protocol::KIND,
+    ServiceId::KIND,
+    Nqn::KIND,
+];
+
+type ToAction = fn(&mut Parameters<'_>) -> Parsed<Action>;
+
+/// A call that changes nothing.
+const fn read(
+    path: &'static str,
+    example: &'static str,
+    summary: &'static str,
+    action: ToAction,
+) -> Endpoint {
+    Endpoint { verb: Verb::Get, path, class: Class::Read, body: 0, example, summary, action }
+}
+
+/// A call that changes something.
+const fn change(
+    path: &'static str,
+    example: &'static str,
+    summary: &'static str,
+    action: ToAction,
+) -> Endpoint {
+    Endpoint { verb: Verb::Post, path, class: Class::Change, body: 0, example, summary, action }
+}
+
+impl Verb {
+    fn allows(self, method: &Method) -> bool {
+        match self {
+            Verb::Get => matches!(method, Method::Get | Method::Head),
+            Verb::Post => matches!(method, Method::Post),
+        }
+    }
+
+    /// The methods, as in the field `Allow`.
+    fn allowed(self) -> &'static str {
+        match self {
+            Verb::Get => "GET, HEAD",
+            Verb::Post => "POST",
+        }
+    }
+}
+
+/// The endpoints, each with its path cut into segments: once, not for each request.
+static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| ENDPOINTS.iter().map(Route::of).collect());
+
+struct Route {
+    template: Vec<&'static str>,
+    endpoint: &'static Endpoint,
+}
+
+impl Route {
+    fn of(endpoint: &'static Endpoint) -> Route {
+        Route { template: endpoint.path.split('/').skip(1).collect(), endpoint }
+    }
+
+    fn matches(&self, segments: &[Cow<'_, str>]) -> bool {
+        let fits = |(part, segment): (&&str, &Cow<'_, str>)| part.starts_with('@') || *part == segment;
+        self.template.len() == segments.len() && self.template.iter().zip(segments).all(fits)
+    }
+}
+
+/// What a request asks for, by its method and its target as in the request line.
+pub fn route(method: &Method, target: &str) -> Call<Action> {
+    find(method, target).unwrap_or_else(|why| Call {
+        action: Action::None(why),
+        class: Class::Instant,
+        body: 0,
+    })
+}
+
+fn find(method: &Method, target: &str) -> Result<Call<Action>, NoAction> {
+    let path = target.split_once('?').map_or(target, |(path, _query)| path);
+    let segments =
+        Segments::of(path).ok_or_else(|| NoAction::Invalid(format!("{path} is not well percent-encoded")))?;
+    let no_path =
+        || NoAction::NoPath(format!("there is no {path}; the README lists the paths and their parameters"));
+    let texts = segments.texts().ok_or_else(no_path)?;
+    let Route { template, endpoint } = ROUTES.iter().find(|it| it.matches(texts)).ok_or_else(no_path)?;
+    if !endpoint.verb.allows(method) {
+        return Err(NoAction::NoMethod(endpoint.verb.allowed()));
+    }
+    let action = (endpoint.action)(&mut Parameters::new(template, texts)).map_err(NoAction::Invalid)?;
+    Ok(Call { action, class: endpoint.class, body: endpoint.body })
+}
+
+#[cfg(test)]
+mod tests;
