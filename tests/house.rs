@@ -108,7 +108,7 @@ fn the_runtime_dependencies_are_these_and_no_other() {
 #[test]
 fn the_readme_has_the_help_and_every_path_of_the_api() {
     let readme = read("README.md");
-    assert!(readme.contains(rapiddiskd::args::HELP), "the README's options are not those of --help");
+    assert!(readme.contains(&rapiddiskd::cli::help()), "the README's options are not those of --help");
     let routes = read("src/api/route.rs");
     let table = routes.split("fn route(").nth(1).unwrap().split("\n}").next().unwrap();
     let paths: Vec<_> =
