@@ -4,7 +4,7 @@
 #
 ################################################################################
 
-RAPIDDISKD_VERSION = 0.1.0
+RAPIDDISKD_VERSION = 0.2.0
 RAPIDDISKD_SITE = $(realpath $(BR2_EXTERNAL_RAPIDDISKD_PATH)/..)
 RAPIDDISKD_SITE_METHOD = local
 RAPIDDISKD_LICENSE = MIT or Apache-2.0
@@ -59,6 +59,12 @@ define RAPIDDISKD_INSTALL_DEFAULTS
 		> $(TARGET_DIR)/etc/default/rapiddiskd
 endef
 RAPIDDISKD_POST_INSTALL_TARGET_HOOKS += RAPIDDISKD_INSTALL_DEFAULTS
+
+define RAPIDDISKD_INSTALL_MAN_PAGE
+	$(INSTALL) -D -m 0644 $(RAPIDDISKD_PKGDIR)/rapiddiskd.8 \
+		$(TARGET_DIR)/usr/share/man/man8/rapiddiskd.8
+endef
+RAPIDDISKD_POST_INSTALL_TARGET_HOOKS += RAPIDDISKD_INSTALL_MAN_PAGE
 
 # No user of its own: the daemon needs root's files, and drops what it does not
 # need of root's capabilities itself.
