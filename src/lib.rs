@@ -1,18 +1,24 @@
-//! `rapiddiskd` makes a Linux box a RAM-storage appliance: RAM disks, RAM caches
-//! in front of slow disks and NVMe targets, managed over HTTP.
+//! `rapiddiskd` makes a Linux machine a RAM-storage appliance: RAM disks, RAM caches in front of
+//! slow disks, and NVMe targets, managed over HTTP.
 //!
-//! The layers, each knowing only those after it: [`daemon`] starts and stops the
-//! service, [`api`] is the /v1 contract, [`http`] the connections, [`storage`]
-//! what an administrator thinks in, and [`kernel`] the only place with system
-//! calls, ioctls and the paths of sysfs, procfs and configfs. [`logger`] takes what all of them
-//! have to say, [`notify`] tells the service manager.
+//! The layers, from the top; each knows only those below it:
+//!
+//! * [`daemon`] starts and stops the service.
+//! * [`cli`] reads the command line.
+//! * [`api`] is the /v1 contract.
+//! * [`http`] has the connections, and knows no storage.
+//! * [`storage`] has the RAM disks, the caches and the exports.
+//! * [`kernel`] is the only layer with system calls, ioctls, and paths of sysfs, procfs and
+//!   configfs.
+//!
+//! Beside them, [`logger`] writes the log of all layers, and [`client`] is a small HTTP client for
+//! the watchdog and the tests.
 
 pub mod api;
-pub mod args;
+pub mod cli;
 pub mod client;
 pub mod daemon;
 pub mod http;
 pub mod kernel;
 pub mod logger;
-pub mod notify;
 pub mod storage;

@@ -1,7 +1,7 @@
 //! The log: lines go into a bounded queue, and a thread of its own writes them to stderr.
 //!
-//! Who reads stderr may be slow, stuck or gone, and none of that may hold or end the threads that
-//! serve. What finds the queue full is counted, and the log says how much it lacks.
+//! The reader of stderr may be slow, stuck or gone. That must neither hold up nor end the threads
+//! that serve. A line that finds the queue full is lost; the log says how many lines are missing.
 
 use std::cell::Cell;
 use std::io;
@@ -17,35 +17,36 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use simple_logger::SimpleLogger;
 
-/// Lines that wait to be written. The longest of them, with a request's target, has some 4 KiB.
+/// The number of lines that may wait to be written. The longest ones, which have a request's
+/// target, take about 4 KiB.
 const QUEUE: usize = 512;
 
-/// How long the end of the process waits for the lines that are still there.
+/// How long the process waits at its end for the lines that are not written yet.
 const LAST_MOMENT: Duration = Duration::from_millis(300);
 
-/// More than writing a line takes.
+/// Bytes of stack of the writing thread, more than it needs.
 const STACK: usize = 256 << 10;
 
-/// Bytes that a pipe takes in one piece once it takes anything (`PIPE_BUF`).
+/// The longest write in bytes that a pipe takes as a whole (`PIPE_BUF`).
 const PIECE: usize = 4096;
 
 thread_local! {
-    /// This thread is the one that writes the lines.
+    /// Whether this thread is the one that writes the lines.
     static WRITES: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Lines that are in the queue or being written.
+/// The number of lines that are in the queue or being written.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
 struct Line {
     level: Level,
     target: String,
     text: String,
-    /// How many before it found no room.
+    /// How many lines before this one were lost.
     lost: u64,
 }
 
-/// What the `log` macros call.
+/// The near end of the queue, which the `log` macros call.
 struct Queue {
     lines: SyncSender<Line>,
     lost: AtomicU64,
@@ -74,16 +75,16 @@ impl Log for Queue {
     fn flush(&self) {}
 }
 
-/// The log of this process. Dropped at its end, it waits a moment for the last lines.
+/// The log of this process. When it is dropped, it waits a moment for the last lines.
 #[derive(Debug)]
 pub struct Logger {
     level: LevelFilter,
-    /// The queue's other end, until the thread has it.
+    /// The far end of the queue, until the writing thread takes it.
     lines: Mutex<Option<Receiver<Line>>>,
 }
 
 impl Logger {
-    /// Makes the `log` macros and panics fill the queue; once in a process.
+    /// Makes the `log` macros and panics write to the queue. Call it once in a process.
     ///
     /// # Errors
     /// There is a logger already.
@@ -91,8 +92,9 @@ impl Logger {
         let (sender, lines) = sync_channel(QUEUE);
         log::set_boxed_logger(Box::new(Queue { lines: sender, lost: AtomicU64::new(0) }))?;
         log::set_max_level(level);
-        // One line for the log. A backtrace would cost memory for good, and names no more in a
-        // stripped binary. What fails in the writing thread cannot be written.
+        // A panic becomes one line. A backtrace would take memory that is never given back, and
+        // would name no function in a stripped binary. A panic of the writing thread cannot be
+        // written.
         std::panic::set_hook(Box::new(|panic| {
             if !WRITES.get() {
                 log::error!("{}", panic.to_string().escape_debug());
@@ -101,11 +103,11 @@ impl Logger {
         Ok(Logger { level, lines: Mutex::new(Some(lines)) })
     }
 
-    /// Starts the thread that writes. It has the rights of the calling one, which is to have
-    /// dropped those it does not need.
+    /// Starts the writing thread. It inherits the rights of the calling thread, so call this after
+    /// that one has dropped the rights that it does not need.
     ///
     /// # Errors
-    /// There is no memory for a thread.
+    /// The kernel gives no thread.
     pub fn start(&self) -> io::Result<()> {
         let Some(lines) = self.lines.lock().ok().and_then(|mut lines| lines.take()) else { return Ok(()) };
         let sink = SimpleLogger::new().with_level(self.level);
@@ -119,7 +121,7 @@ impl Logger {
 
 impl Drop for Logger {
     fn drop(&mut self) {
-        // A start that failed early has lines as well. Without a thread for them they are lost.
+        // When the daemon failed early, the thread is not running yet, but there may be lines.
         if self.start().is_err() {
             return;
         }
@@ -146,23 +148,23 @@ fn write(lines: &Receiver<Line>, sink: &SimpleLogger) {
     }
 }
 
-/// Writes a line, or not: it panics where stderr is full or closed.
+/// Writes one line. `SimpleLogger` panics when stderr is full or closed; the line is then lost.
 fn write_one(sink: &SimpleLogger, level: Level, target: &str, text: &str) {
     let write =
         || sink.log(&Record::builder().level(level).target(target).args(format_args!("{text}")).build());
-    // There is nobody left to tell.
+    // There is no other place to report that.
     let _ = catch_unwind(AssertUnwindSafe(write));
 }
 
-/// Writes the program's last words to stderr past the log, if it takes them within a moment.
+/// Writes a line to stderr without the log, if stderr takes it within a moment.
 pub fn say(text: &str) {
     let stderr = io::stderr();
     let mut ready = [PollFd::new(&stderr, PollFlags::OUT)];
     let time = Timespec { tv_sec: 0, tv_nsec: LAST_MOMENT.subsec_nanos().into() };
     if poll(&mut ready, Some(&time)).is_ok_and(|count| count > 0) {
         let line = format!("rapiddiskd: {text}\n");
-        // Not through std, whose lock the writing thread may hold. Where it fails, there is
-        // nobody to tell.
+        // Not through std, because the writing thread may hold its lock. There is no other place
+        // to report a failure.
         let _ = rustix::io::write(stderr.as_fd(), &line.as_bytes()[..line.len().min(PIECE)]);
     }
 }

@@ -1,40 +1,31 @@
-//! The `rapiddiskd` program: parse the command line, run the daemon, say in one
-//! line what went wrong.
+//! The `rapiddiskd` program: reads the command line, does what it says, and reports a failure in
+//! one line.
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use rapiddiskd::args::{self, Command};
+use rapiddiskd::cli::{self, Command};
 use rapiddiskd::{daemon, logger};
 
 fn main() -> ExitCode {
-    match args::parse(std::env::args_os()) {
-        Ok(Command::Run(config)) => outcome(daemon::run(&config)),
-        Ok(Command::Quiesce) => outcome(daemon::quiesce()),
-        Ok(Command::Help) => print(args::HELP),
-        Ok(Command::Version) => print(concat!("rapiddiskd ", env!("CARGO_PKG_VERSION"), "\n")),
-        Err(error) => {
-            logger::say(&error.to_string());
-            ExitCode::from(2)
-        }
-    }
+    let outcome = match cli::parse(std::env::args_os()) {
+        Ok(Command::Run(config)) => daemon::run(&config),
+        Ok(Command::Quiesce) => daemon::quiesce(),
+        Ok(Command::Help) => return print(&cli::help()),
+        Ok(Command::Version) => return print(concat!("rapiddiskd ", env!("CARGO_PKG_VERSION"), "\n")),
+        Err(error) => return fail(2, &error.to_string()),
+    };
+    outcome.map_or_else(|error| fail(error.status, &error.to_string()), |()| ExitCode::SUCCESS)
 }
 
-fn outcome(result: Result<(), daemon::Error>) -> ExitCode {
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            logger::say(&error.to_string());
-            ExitCode::from(error.status)
-        }
-    }
+fn fail(status: u8, message: &str) -> ExitCode {
+    logger::say(message);
+    ExitCode::from(status)
 }
 
-/// Success only if all of it went out.
+/// Prints on stdout. A text that did not get out as a whole is a failure.
 fn print(text: &str) -> ExitCode {
     let mut stdout = std::io::stdout();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::from(1),
-    }
+    let printed = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    printed.map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS)
 }

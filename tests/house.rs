@@ -109,7 +109,7 @@ fn the_runtime_dependencies_are_these_and_no_other() {
 #[test]
 fn the_readme_has_the_help_and_every_path_of_the_api() {
     let readme = read("README.md");
-    assert!(readme.contains(rapiddiskd::args::HELP), "the README's options are not those of --help");
+    assert!(readme.contains(&rapiddiskd::cli::help()), "the README's options are not those of --help");
     let routes = read("src/api/routes.rs");
     let paths: HashSet<_> =
         routes.split("\"/v1/").skip(1).filter_map(|rest| rest.split(['/', '"']).next()).collect();
@@ -120,7 +120,25 @@ fn the_readme_has_the_help_and_every_path_of_the_api() {
 }
 
 #[test]
-fn the_changelog_has_this_version() {
+fn one_version_is_in_the_manifest_the_package_the_api_the_man_page_and_the_changelog() {
     let version = env!("CARGO_PKG_VERSION");
-    assert!(read("CHANGELOG.md").contains(&format!("## [{version}]")));
+    let changelog = read("CHANGELOG.md");
+    let mut sections = changelog.lines().filter_map(|line| line.strip_prefix("## ["));
+    assert_eq!(sections.next(), Some("Unreleased]"), "what is not released yet comes first");
+    let released: Vec<_> =
+        sections.map(|section| section.split_once("] - ").unwrap_or((section, ""))).collect();
+    for (version, date) in &released {
+        let is_date = date.len() == 10 && date.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+        assert!(is_date, "the changelog's section {version} has no date");
+    }
+    let (newest, date) = released[0];
+    assert_eq!(newest, version, "the changelog's newest section");
+    let package = read("buildroot/package/rapiddiskd/rapiddiskd.mk");
+    assert!(package.contains(&format!("\nRAPIDDISKD_VERSION = {version}\n")), "the package's version");
+    let page = read("buildroot/package/rapiddiskd/rapiddiskd.8");
+    let title = format!(".TH RAPIDDISKD 8 {date} \"rapiddiskd {version}\" ");
+    assert!(page.starts_with(&title), "the man page does not begin with {title}");
+    // The API takes its version from the manifest, and has no other.
+    let api: String = sources("src/api").iter().map(|(_, text)| code(text)).collect();
+    assert!(api.contains("env!(\"CARGO_PKG_VERSION\")") && !api.contains(version), "the API's version");
 }

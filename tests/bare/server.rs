@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
-const BODY: &str = "{\"status\":\"OK\",\"version\":\"0.1.0\"}\n";
+const BODY: &str = concat!("{\"status\":\"OK\",\"version\":\"", env!("CARGO_PKG_VERSION"), "\"}\n");
 
 fn main() {
     let address = std::env::args().nth(1).expect("usage: bare ADDRESS:PORT");

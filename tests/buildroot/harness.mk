@@ -3,6 +3,11 @@
 
 empty :=
 comma := ,
+# Each hook begins on a line of its own.
+define sep
+
+
+endef
 qstrip = $(strip $(subst ",,$(1)))
 UPPERCASE = $(shell printf '%s' '$(1)' | tr 'a-z-' 'A-Z_')
 INSTALL := install
@@ -23,10 +28,10 @@ fixups:
 
 # The hooks take @D for the build directory.
 $(BUILD_DIR)/VENDOR:
-	$(foreach hook,$(RAPIDDISKD_PRE_BUILD_HOOKS),$($(hook)))
+	$(foreach hook,$(RAPIDDISKD_PRE_BUILD_HOOKS),$($(hook))$(sep))
 
 install:
-	$(foreach hook,$(RAPIDDISKD_POST_INSTALL_TARGET_HOOKS),$($(hook)))
+	$(foreach hook,$(RAPIDDISKD_POST_INSTALL_TARGET_HOOKS),$($(hook))$(sep))
 	$(RAPIDDISKD_INSTALL_INIT_SYSV)
 	$(RAPIDDISKD_INSTALL_INIT_SYSTEMD)
 

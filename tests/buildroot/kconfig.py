@@ -53,7 +53,7 @@ def main(tree):
         assert kconfig.syms[name].visibility == 2, f"{name} is not offered"
         assert kconfig.syms[name].nodes[0].help or kconfig.syms[name].choice, f"{name} has no help"
     port = kconfig.syms["BR2_PACKAGE_RAPIDDISKD_PORT"]
-    program = (tree.parent / "src/args.rs").read_text()
+    program = (tree.parent / "src/cli/config.rs").read_text()
     assert f"DEFAULT_PORT: u16 = {port.str_value};" in program, "the default port is not the program's"
 
     # What is asked for is used, and the other way round. A driver that is the

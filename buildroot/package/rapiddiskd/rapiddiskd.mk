@@ -4,31 +4,33 @@
 #
 ################################################################################
 
-RAPIDDISKD_VERSION = 0.1.0
+RAPIDDISKD_VERSION = 0.2.0
 RAPIDDISKD_SITE = $(realpath $(BR2_EXTERNAL_RAPIDDISKD_PATH)/..)
 RAPIDDISKD_SITE_METHOD = local
 RAPIDDISKD_LICENSE = MIT or Apache-2.0
 RAPIDDISKD_LICENSE_FILES = LICENSE-APACHE LICENSE-MIT
 
-# What is built from, and nothing else of what a checkout may hold: this build's
-# own output directory, for instance.
+# Copy only what the build needs. A checkout may contain much more, even the output
+# directory of this build.
 RAPIDDISKD_OVERRIDE_SRCDIR_RSYNC_EXCLUSIONS = \
 	$(addprefix --include=/,.cargo Cargo.lock Cargo.toml src VENDOR) \
 	$(addprefix --include=/,$(RAPIDDISKD_LICENSE_FILES)) \
 	--exclude='/*'
 
-# The profile of Cargo.toml is the one that is tested; the infrastructure sets
-# its own. Without the first flag, a toolchain may link a musl program
-# dynamically; the other keeps the place where it is built out of it.
+# The tests use the profile in Cargo.toml, so this restores what the
+# infrastructure overrides. Without the first flag of rustc, some toolchains link a
+# musl program dynamically. The second one keeps the path of the build directory
+# out of the program.
 RAPIDDISKD_CARGO_ENV = \
 	CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 \
 	CARGO_PROFILE_RELEASE_LTO=fat \
 	CARGO_PROFILE_RELEASE_OPT_LEVEL=z \
 	CARGO_TARGET_$(call UPPERCASE,$(RUSTC_TARGET_NAME))_RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=$(@D)/="
 
-# Local sources are not downloaded, which is when the infrastructure vendors.
-# Sources that bring their crates are left alone. Not once and for all: the next
-# rapiddiskd-rebuild may bring another Cargo.lock.
+# The infrastructure vendors crates when it downloads a package, and a local
+# package is not downloaded. Sources that already contain their crates are left as
+# they are. The crates are vendored again when Cargo.lock has changed, which can
+# happen before a rapiddiskd-rebuild.
 define RAPIDDISKD_VENDOR
 	cd $(@D) && \
 	if [ ! -e .cargo/config.toml ] || [ -e .vendored ]; then \
@@ -60,8 +62,14 @@ define RAPIDDISKD_INSTALL_DEFAULTS
 endef
 RAPIDDISKD_POST_INSTALL_TARGET_HOOKS += RAPIDDISKD_INSTALL_DEFAULTS
 
-# No user of its own: the daemon needs root's files, and drops what it does not
-# need of root's capabilities itself.
+define RAPIDDISKD_INSTALL_MAN_PAGE
+	$(INSTALL) -D -m 0644 $(RAPIDDISKD_PKGDIR)/rapiddiskd.8 \
+		$(TARGET_DIR)/usr/share/man/man8/rapiddiskd.8
+endef
+RAPIDDISKD_POST_INSTALL_TARGET_HOOKS += RAPIDDISKD_INSTALL_MAN_PAGE
+
+# The package has no user of its own: the daemon needs the rights of root on files,
+# and itself drops those of root's capabilities that it does not need.
 define RAPIDDISKD_PERMISSIONS
 	/etc/rapiddiskd d 700 0 0 - - - - -
 endef

@@ -1,5 +1,5 @@
 #!/bin/sh
-# init starts the daemon itself, under respawn, as the overlay's inittab says.
+# The overlay's inittab has init start the daemon, so the init script must go.
 set -e
 
 rm -f "$TARGET_DIR/etc/init.d/S60rapiddiskd"

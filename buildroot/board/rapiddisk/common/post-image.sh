@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes rapiddisk.img. The kernel is the program that UEFI firmware looks for on
-# a disk; the name says for which processor.
+# Makes rapiddisk.img. UEFI firmware starts a program of a fixed name, one for each
+# processor architecture. The kernel gets this name.
 set -e
 
 rm -rf "$BINARIES_DIR/efi-part"
