@@ -3,18 +3,22 @@
 //! it, as root and with a `/run` of its own; `cargo test` alone does not.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rapiddiskd::client::Client;
+use rapiddiskd::http::Listen;
 use rapiddiskd::kernel::block::{self, Access};
 use rapiddiskd::kernel::{Root, loops, pool};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
+
+/// Far above what a start or an answer takes on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A daemon of the tests' own, and what it made, until dropped.
 struct Native {
@@ -52,8 +56,8 @@ impl Native {
     }
 
     fn wait(&mut self) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
+        let deadline = Instant::now() + PATIENCE;
+        while self.client().call("GET", "/v1/checkServiceStatus").is_err() {
             assert_eq!(self.child.try_wait().unwrap(), None, "the daemon ended");
             assert!(Instant::now() < deadline, "the daemon does not answer");
             std::thread::sleep(Duration::from_millis(5));
@@ -67,14 +71,13 @@ impl Native {
         self.wait();
     }
 
+    fn client(&self) -> Client {
+        Client::new(&Listen::Tcp((Ipv4Addr::LOCALHOST, self.port).into()), PATIENCE)
+    }
+
     fn ask(&self, method: &str, path: &str) -> (u16, Value) {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).unwrap();
-        write!(stream, "{method} /v1/{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            .unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), serde_json::from_str(body).unwrap())
+        let reply = self.client().call(method, &format!("/v1/{path}")).unwrap();
+        (reply.status, serde_json::from_slice(&reply.body).unwrap())
     }
 
     fn change(&self, path: &str) -> Value {

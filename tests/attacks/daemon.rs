@@ -1,9 +1,11 @@
 //! The daemon under attack, what watches it, and the honest clients.
 
+use rapiddiskd::client::Client;
+use rapiddiskd::http::Listen;
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
 use std::env;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,6 +23,10 @@ pub const ATTACKERS: u32 = 4;
 /// At least this long, so that deadlines of the daemon pass within an attack.
 pub const ATTACK: Duration = Duration::from_secs(6);
 
+/// Between two looks at what is waited for.
+pub const PAUSE: Duration = Duration::from_millis(10);
+
+/// The daemon answers or ends within this time.
 pub const START: Duration = Duration::from_secs(3);
 
 /// The daemon's resident memory at its highest, in KiB.
@@ -80,7 +86,7 @@ impl Daemon {
         let log = Arc::new(Mutex::new(String::new()));
         let lines = BufReader::new(process.stderr.take().unwrap()).lines();
         let sink = Arc::clone(&log);
-        thread::spawn(move || {
+        let reader = thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 *sink.lock().unwrap() += &(line + "\n");
             }
@@ -92,10 +98,10 @@ impl Daemon {
                 return Ok(daemon);
             }
             if daemon.process.try_wait().unwrap().is_some() {
-                thread::sleep(Duration::from_millis(100));
-                return Err(daemon.log.lock().unwrap().clone());
+                reader.join().unwrap();
+                return Err(daemon.log());
             }
-            thread::sleep(Duration::from_millis(10));
+            thread::sleep(PAUSE);
         }
         panic!("{ulimit}: neither an answer nor an end within {START:?}: {}", daemon.log());
     }
@@ -107,16 +113,11 @@ impl Daemon {
     /// Whether a fresh client is served in time.
     pub fn probe(&self) -> bool {
         let begin = Instant::now();
-        let ask = || -> std::io::Result<bool> {
-            let mut stream = TcpStream::connect_timeout(&self.address().into(), IN_TIME)?;
-            stream.set_read_timeout(Some(IN_TIME))?;
-            // The one is answered by the I/O thread, the other by a worker.
-            let is_list = self.lists && PROBE.fetch_add(1, Ordering::Relaxed) % 2 == 1;
-            stream.write_all(if is_list { LIST } else { STATUS }.as_bytes())?;
-            let mut stream = BufReader::new(stream);
-            Ok(read_answer(&mut stream)? == 200)
-        };
-        ask().unwrap_or(false) && begin.elapsed() < IN_TIME
+        // The one is answered by the I/O thread, the other by a worker.
+        let is_list = self.lists && PROBE.fetch_add(1, Ordering::Relaxed) % 2 == 1;
+        let target = if is_list { "/v1/listAllResources" } else { "/v1/checkServiceStatus" };
+        let reply = Client::new(&Listen::Tcp(self.address().into()), IN_TIME).call("GET", target);
+        reply.is_ok_and(|reply| reply.status == 200) && begin.elapsed() < IN_TIME
     }
 
     /// A number of `/proc/PID/status`.
@@ -165,6 +166,7 @@ impl Daemon {
                 served += usize::from(self.probe());
                 assert_eq!(self.proc_status("Threads"), threads);
                 most_kernel_memory = most_kernel_memory.max(tcp_memory().saturating_sub(kernel_memory));
+                // So that the probes are spread over the attack.
                 thread::sleep(time / (2 * PROBES as u32));
             }
             over.store(true, Ordering::Relaxed);
@@ -189,7 +191,7 @@ impl Daemon {
     pub fn logs(&self, text: &str) -> bool {
         let begin = Instant::now();
         while !self.log().contains(text) && begin.elapsed() < IN_TIME {
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(PAUSE);
         }
         self.log().contains(text)
     }

@@ -68,7 +68,7 @@ fn hold(daemon: &Daemon, first: u32, count: u32, over: &AtomicBool, text: impl F
 /// Keeps `count` connections from these addresses full of requests, and reads the answers: as many
 /// of them as the daemon lets be are waiting for an answer at any time.
 fn pipeline(daemon: &Daemon, count: u32, from: impl Fn(u32) -> u32, over: &AtomicBool) {
-    let requests = "GET /v1/listAllResources HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(100).into_bytes();
+    let requests = LIST.repeat(100).into_bytes();
     let connect = |number| {
         let stream = daemon.attacker_from(from(number))?;
         stream.set_nonblocking(true).unwrap();
@@ -173,7 +173,7 @@ fn honest_clients_are_served_under_every_attack() {
 
     println!("clients that pipeline and never read");
     daemon.under(ATTACK, 160, |number, over| {
-        let some = "GET /v1/listAllResources HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(200);
+        let some = LIST.repeat(200);
         let requests = STATUS.repeat(800) + &some;
         hold(&daemon, number * 40, 40, over, |_| requests.clone().into_bytes());
     });
@@ -290,8 +290,7 @@ fn few_descriptors_are_enough() {
     assert!(daemon.logs("open files are limited to 64"), "{}", daemon.log());
     daemon.under(ATTACK, 400, |number, over| hold(&daemon, number * 100, 100, over, |_| Vec::new()));
     daemon.lists = false;
-    let target = b"GET /v1/listAllResources HTTP/1.1\r\nHost: localhost\r\n\r\n";
-    daemon.under(ATTACK, 80, |number, over| hold(&daemon, number * 20, 20, over, |_| target.to_vec()));
+    daemon.under(ATTACK, 80, |number, over| hold(&daemon, number * 20, 20, over, |_| LIST.into()));
 }
 
 /// Address space runs out at a different point of every start. Wherever that is, the daemon says
@@ -330,7 +329,7 @@ fn failing_thread_creation_is_survived_or_reported() {
             let begin = Instant::now();
             while daemon.process.try_wait().unwrap().is_none() {
                 assert!(begin.elapsed() < START, "{kib} KiB: it hangs: {}", daemon.log());
-                thread::sleep(Duration::from_millis(20));
+                thread::sleep(PAUSE);
             }
             ended += 1;
         }

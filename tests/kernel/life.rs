@@ -136,6 +136,7 @@ fn killed_in_the_middle_of_changes_it_repairs_what_was_half_made() {
         let delay = Duration::from_millis(random.below(span));
         std::thread::scope(|scope| {
             scope.spawn(|| while change(client, policy) {});
+            // Any moment: this is not a wait for something.
             std::thread::sleep(delay);
             guest.daemon().kill_between_calls();
         });
@@ -321,6 +322,7 @@ fn a_change_that_hangs_in_the_kernel_holds_up_nobody_else() {
     let client = *guest;
     std::thread::scope(|scope| {
         let removal = scope.spawn(move || client.post("removeRapidDiskCache/rc-wb_weak"));
+        // Longer than a removal that does not hang takes.
         std::thread::sleep(Duration::from_millis(500));
         assert!(!removal.is_finished(), "it does not hang: this test proves nothing");
         for _ in 0..2 {

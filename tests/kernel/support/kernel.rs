@@ -150,12 +150,15 @@ pub fn used(disk: &str) -> Option<u64> {
     row.split('\t').nth(3)?.parse().ok()
 }
 
+/// Between two looks at what is waited for.
+pub const PAUSE: Duration = Duration::from_millis(20);
+
 /// Asks again for up to ten seconds.
 pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !is_so() {
         assert!(Instant::now() < deadline, "never: {what}");
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(PAUSE);
     }
 }
 
@@ -163,10 +166,11 @@ pub fn has_udev() -> bool {
     Path::new("/run/udev/control").exists()
 }
 
-/// Waits until udev's rules have seen everything.
+/// Waits until udev has dealt with everything that happened so far.
 pub fn settle() {
     if has_udev() {
-        sh("udevadm settle");
+        // A busy udev may close the connection of one that asks ("Broken pipe").
+        eventually("udev has settled", || works("udevadm settle"));
     }
 }
 

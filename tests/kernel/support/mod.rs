@@ -150,7 +150,7 @@ impl Daemon {
             let log = || fs::read_to_string(LOG).unwrap_or_default();
             assert!(ended.is_none(), "the daemon ended ({ended:?}): {}", log());
             assert!(Instant::now() < deadline, "the daemon does not answer: {}", log());
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::sleep(Duration::from_millis(2)); // tests measure the start
         }
     }
 
