@@ -35,13 +35,13 @@ fn what_is_read_again_comes_from_memory() {
         source_reads() - before
     };
     let first = pass();
-    // The policy looks once a second what is hot, and copies that meanwhile.
+    // Once a second the policy decides what is read often, and copies it.
     let passes: Vec<_> = (0..20).map(|_| pass()).collect();
     let last = passes[passes.len() - 1];
     assert!(first > 0 && last < first / 10, "sectors read from the source: {first}, then {passes:?}");
     let stats = guest.stats(&cache);
     let count = |name: &str| stats[name].as_u64().unwrap_or_else(|| panic!("no {name} in {stats}"));
-    // Who looks at a new device reads, too.
+    // More reads than ours: whoever examines a new device reads it, too.
     assert!(count("reads") >= 21 * 512 && count("cache_hits") > 512, "{stats}");
     assert_eq!(count("reads"), count("read_hits") + count("read_misses"));
     assert_eq!((count("writes"), count("dirty"), count("uncached_reads")), (0, 0, 0));
@@ -49,7 +49,7 @@ fn what_is_read_again_comes_from_memory() {
     let not_counted =
         ["write_replacement", "read_invalidates", "write_invalidates", "uncached_reads", "uncached_writes"];
     assert_eq!(stats["not_counted"], json!(not_counted));
-    // What is cached is written to both.
+    // A write to a cached block goes to the cache and to the source.
     write(&node, 8 * MIB, &noise(2, PAGE));
     assert_same_data("the source", &read("/dev/sda", 8 * MIB, PAGE), &noise(2, PAGE));
     let before = source_reads();
@@ -123,7 +123,7 @@ fn a_ram_disk_that_dies_takes_nothing_of_the_source_with_it() {
     heat(&guest);
     settle();
     for part in &ALL[..2] {
-        // On the same device, but nothing comes from it any more.
+        // The part keeps its device, but every access to it fails from now on.
         sh(&format!(
             "modprobe dm-flakey; dead=$(dmsetup table {part} | sed 's/linear \\(.*\\)/flakey \\1 0 3600/');
              dmsetup suspend --noflush --nolockfs {part}; echo $dead | dmsetup load {part}; dmsetup resume {part}"
@@ -133,7 +133,7 @@ fn a_ram_disk_that_dies_takes_nothing_of_the_source_with_it() {
         try_write(NODE, 0, &noise(2, PAGE)).is_err(),
         "the RAM disk is not dead: this test proves nothing"
     );
-    // dm-cache finds out when it next writes its metadata, and the daemon says so.
+    // dm-cache notices when it writes its metadata the next time. Then the daemon says so.
     sh("dmsetup suspend rc-wt_sda; dmsetup resume rc-wt_sda || true");
     let stats = guest.get(&format!("showRapidDiskCacheStats/{CACHE}"));
     let is_told = stats.status == 500 && stats.text.contains("remove the cache");

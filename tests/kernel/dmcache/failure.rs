@@ -18,13 +18,13 @@ fn each_step_that_fails_is_undone() {
     write("/dev/rd0", 0, &noise(1, 4 * PAGE));
     write("/dev/sda", 0, &noise(2, 4 * PAGE));
     settle();
-    // Names that others have.
+    // Somebody else has a mapping with the name of a part.
     for part in &ALL[..2] {
         sh(&format!("dmsetup create --notable {part}"));
         guest.refuses(CREATE, 409, &[part]);
         sh(&format!("dmsetup remove {part}"));
     }
-    // What else they need, the kernel has from now on.
+    // A kernel without the targets, which it cannot load by itself either.
     sh("modprobe -a dm-cache dm-cache-smq; rmmod dm-cache-smq dm-cache");
     let helper = sys("/proc/sys/kernel/modprobe").expect("the kernel's helper");
     put("/proc/sys/kernel/modprobe", "/nowhere");
@@ -46,7 +46,7 @@ fn each_step_that_fails_is_undone() {
     guest.post(REMOVE).failure(409, &[CACHE]);
     drop(hidden);
     assert_there(&guest, &ALL);
-    // Nor does somebody who looks into a part of it.
+    // A part of the cache is open: the removal is refused as well.
     for part in &ALL[..2] {
         let dm = sh(&format!(
             "basename $(readlink /sys/dev/block/$(dmsetup info -c --noheadings -o major,minor {part}))"
@@ -56,7 +56,7 @@ fn each_step_that_fails_is_undone() {
         guest.refuses(REMOVE, 409, &[part, "open in sleep"]);
         drop(user);
     }
-    // Parts whose cache somebody else removed are removed in its name.
+    // Somebody else removed the cache and left its parts: the request removes these.
     settle();
     sh("dmsetup remove --retry rc-wt_sda");
     guest.post("removeRapidDisk/rd0").failure(409, &[CACHE]);
@@ -93,7 +93,7 @@ fn what_a_daemon_killed_at_any_step_left_is_repaired() {
         assert_zero(&state, &read("/dev/rd0", 0, PAGE));
         assert_same_data(&state, &read("/dev/sda", 0, data.len()), &data);
     }
-    // A removal, and the last step of a creation.
+    // What a removal leaves, and what a creation leaves before its last step.
     for state in ["dmsetup suspend rc-wt_sda", "rm /dev/mapper/rc-wt_sda"] {
         guest.change(CREATE);
         settle();
@@ -105,13 +105,13 @@ fn what_a_daemon_killed_at_any_step_left_is_repaired() {
     guest.change(CREATE);
     settle();
     sh("dmsetup remove --retry rc-wt_sda");
-    // Not even a restart is needed before the next.
+    // The next creation does not even need a restart.
     guest.change(CREATE);
     assert_there(&guest, &ALL);
     sh("dmsetup remove --retry rc-wt_sda; dmsetup remove --retry rc-wm_sda");
     guest.kill_and_restart();
     assert_there(&guest, &[]);
-    // What others made under such names is theirs.
+    // Mappings of such names that the daemon did not make are left alone.
     sh("dmsetup create --notable rc-wm_sda; echo '0 2048 linear /dev/sdb 0' | dmsetup create rc-wt_sdb");
     guest.kill_and_restart();
     assert_eq!(all_mappings(), ["rc-wm_sda", "rc-wt_sdb"]);
@@ -138,6 +138,7 @@ fn killed_in_the_middle_of_changes_it_leaves_all_or_nothing() {
         let delay = Duration::from_millis(random.below(span));
         std::thread::scope(|scope| {
             scope.spawn(|| while change(client) {});
+            // At a random moment: this does not wait for anything.
             std::thread::sleep(delay);
             guest.daemon().kill_between_calls();
         });

@@ -1,5 +1,5 @@
-//! Write-through on a stock kernel: dm-cache over a RAM disk that is divided into
-//! metadata and data. Forced, so that these run beside the module's own.
+//! Write-through caches of dm-cache, on a RAM disk that is divided into metadata and data. The
+//! daemon is told to use dm-cache, so that these tests run beside RapidDisk's modules as well.
 
 mod data;
 mod failure;
@@ -26,7 +26,7 @@ fn forced() -> Guest {
     guest_with(&FORCED)
 }
 
-/// Nothing but these all_mappings, all running, and the listing says the same.
+/// These are all mappings, none is suspended, and the listing says the same.
 fn assert_there(client: &Client, wanted: &[&str]) {
     settle();
     assert_eq!(all_mappings(), wanted);
@@ -41,8 +41,8 @@ fn assert_there(client: &Client, wanted: &[&str]) {
     }
 }
 
-/// Reads a MiB until dm-cache has it in memory: it looks once in a second what is
-/// read again and again.
+/// Reads a MiB until dm-cache has it in memory. dm-cache decides once a second what is read
+/// often enough.
 fn heat(client: &Client) {
     eventually("it is cached", || {
         read(NODE, 0, MIB as usize);

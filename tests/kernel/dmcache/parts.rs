@@ -52,7 +52,7 @@ fn a_disk_in_use_names_the_cache_and_its_parts_are_nobodys() {
         "createRapidDiskCache/rd1/sda/writeback",
     ];
     guest.refuses_each(&requests, 409, &["mapped by the cache rc-wt_sda"]);
-    // By their nodes, and by names that are no volume's.
+    // By the names of their nodes, and by the names of their mappings, which are no volumes.
     for part in ["dm-0", "dm-1"] {
         guest.refuses(&format!("createRapidDiskCache/rd1/{part}/write-through"), 400, &["part", CACHE]);
     }
@@ -72,7 +72,7 @@ fn what_it_cannot_do_is_refused_and_says_what_can_be_done() {
     guest.disk(16);
     let words = ["write-around", "write-through", "writeback", "modprobe rapiddisk-cache"];
     guest.refuses("createRapidDiskCache/rd0/sda/write-around", 503, &words);
-    // What may hold the only copy of somebody's data is no cache, of any driver.
+    // The disk may hold the only copy of somebody's data: no driver makes a cache of it.
     guest.cache("rd0", "sdb", "writeback");
     settle();
     sh("dmsetup remove --retry rc-wb_sdb; rm -f /dev/mapper/rc-wb_sdb");

@@ -35,7 +35,7 @@ fn both_drivers_stand_side_by_side_and_each_daemon_knows_both() {
     stock.change(REMOVE);
     modules.change("removeRapidDiskCache/rc-wt_sdb");
     assert_eq!(all_mappings(), [""; 0]);
-    // By itself, where the module is not there.
+    // Without the module the daemon takes dm-cache by itself.
     sh("rmmod rapiddisk-cache");
     modules.change(CREATE);
     let state = State::now();

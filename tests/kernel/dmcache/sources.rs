@@ -16,7 +16,7 @@ fn a_source_of_any_kind_is_cached_on_a_disk_of_any_size() {
     }
     make_partition("sda", 2048, 20_483);
     assert_cacheable(&guest, 8, "sda1", &["write-through"]);
-    // dm-cache takes what the module's target does not.
+    // dm-cache takes a source with blocks of 4096 bytes; RapidDisk's target does not.
     let large = make_loop(24, 4096);
     let cache = guest.cache(&guest.disk(8), &large, "write-through");
     let (node, data) = (format!("/dev/mapper/{cache}"), noise(1, 64 * PAGE));
@@ -55,7 +55,7 @@ fn the_largest_disks_are_divided_as_the_kernel_wants_it() {
         let total = |what: &str| stats[what].as_u64().expect("a number");
         assert!((1 << 19..=1 << 20).contains(&total("total_cache_blocks")), "{stats}");
         settle();
-        // Twice: each time the kernel writes what it knows of every block.
+        // Twice: at each suspension the kernel writes its metadata of every block.
         sh(
             "dmsetup suspend rc-wt_sda; dmsetup resume rc-wt_sda; dmsetup suspend rc-wt_sda; dmsetup resume rc-wt_sda",
         );

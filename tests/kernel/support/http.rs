@@ -124,7 +124,7 @@ impl Deref for Reply {
 }
 
 impl Reply {
-    /// The body, which is always one JSON object, whatever the status.
+    /// The body, which must be one JSON object with any status.
     pub fn json(&self) -> Value {
         assert_eq!(self.field("content-type"), Some("application/json"), "{self:?}");
         let value: Value =
