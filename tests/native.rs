@@ -1,6 +1,6 @@
-//! The daemon on the machine it was built on: RAM disks behind loop devices, with no
-//! guest and no module. It makes loop devices of this machine, so `tests/run` calls
-//! it, as root and with a `/run` of its own; `cargo test` alone does not.
+//! The daemon on the machine itself: RAM disks behind loop devices, without a guest and without
+//! modules. It attaches loop devices of this machine; so it needs root and a `/run` of its own.
+//! `tests/run native` runs it; `cargo test` alone does not.
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener};
@@ -20,7 +20,7 @@ const MIB: u64 = 1 << 20;
 /// Far above what a start or an answer takes on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A daemon of the tests' own, and what it made, until dropped.
+/// A daemon for the test. When this is dropped, the daemon ends and its disks are removed.
 struct Native {
     child: Child,
     port: u16,
@@ -91,7 +91,7 @@ impl Native {
     }
 }
 
-/// Leaves the machine as it was: the daemon may not be allowed to.
+/// Removes the disks, because the daemon may not be allowed to.
 impl Drop for Native {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -127,8 +127,8 @@ fn disks_are_made_resized_listed_and_found_again() {
     disk.read_exact_at(&mut again, 3 * MIB).unwrap();
     assert!(again == data, "the data is not what was written");
     drop(disk);
-    // What takes contents away looks at each process first, and some machines let not
-    // even root do that.
+    // Before a request destroys data, the daemon looks at every process. On some machines not
+    // even root may do that.
     let destructions = ["resizeRapidDisk/rd0/16", "flushRapidDisk/rd0", "removeRapidDisk/rd0"];
     if fs::read_link("/proc/1/exe").is_ok() {
         for path in destructions {

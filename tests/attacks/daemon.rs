@@ -1,4 +1,4 @@
-//! The daemon under attack, what watches it, and the honest clients.
+//! The daemon under attack, what is measured of it, and the honest clients.
 
 use rapiddiskd::client::Client;
 use rapiddiskd::http::Listen;
@@ -20,7 +20,7 @@ const PROBES: usize = 100;
 pub const IN_TIME: Duration = Duration::from_secs(2);
 pub const ATTACKERS: u32 = 4;
 
-/// At least this long, so that deadlines of the daemon pass within an attack.
+/// How long an attack lasts at least: longer than the deadlines of the daemon.
 pub const ATTACK: Duration = Duration::from_secs(6);
 
 /// Between two looks at what is waited for.
@@ -32,8 +32,8 @@ pub const START: Duration = Duration::from_secs(3);
 /// The daemon's resident memory at its highest, in KiB.
 const MOST_MEMORY: u64 = 64 << 10;
 
-/// What the kernel may hold for TCP connections, in KiB: 256 of them with full buffers. The
-/// attackers' own ends have small ones.
+/// What the kernel may hold for TCP connections, in KiB: enough for 256 with full buffers. The
+/// attackers' ends have small buffers.
 const MOST_KERNEL_MEMORY: u64 = 96 << 10;
 
 /// Bytes of an attacker's buffers, before the kernel doubles them.
@@ -49,13 +49,13 @@ pub struct Daemon {
     log: Arc<Mutex<String>>,
     /// Connections that attackers made.
     attackers: AtomicU64,
-    /// The honest clients ask for a list every other time. Where the attackers' requests take
-    /// all the room there is for them, or for their address, a list may be refused with 503.
+    /// Whether the honest clients ask for a list every other time. Where the attackers use up the
+    /// limit of requests, in all or of their address, a list may be refused with 503.
     pub lists: bool,
 }
 
-/// A port that nobody listens on, below those that the kernel gives to clients: the attackers of
-/// one daemon must not take the next one's.
+/// A port that nobody listens on. It is below those that the kernel gives to clients: otherwise an
+/// attacker's connection could have the port of the next daemon.
 fn free_port() -> u16 {
     let first = 20_000 + (std::process::id() % 10_000) as u16;
     let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
@@ -110,7 +110,7 @@ impl Daemon {
         SocketAddrV4::new(Ipv4Addr::LOCALHOST, self.port)
     }
 
-    /// Whether a fresh client is served in time.
+    /// Whether a client with a new connection is served in time.
     pub fn probe(&self) -> bool {
         let begin = Instant::now();
         // The one is answered by the I/O thread, the other by a worker.
@@ -127,7 +127,7 @@ impl Daemon {
         value.unwrap().split_whitespace().next().unwrap().parse().unwrap()
     }
 
-    /// An attacker's connection; `number` says from where.
+    /// An attacker's connection; its address depends on `number`.
     pub fn attacker(&self, number: u32) -> Option<TcpStream> {
         self.attacker_from(if number.is_multiple_of(2) { 1 } else { 2 + number / 2 % 7 })
     }
@@ -146,8 +146,8 @@ impl Daemon {
         Some(stream)
     }
 
-    /// Lets `attack` run in several threads, each until the flag is set, and watches the daemon.
-    /// It must come to `least` connections.
+    /// Runs `attack` in several threads, each until the flag is set, and checks the daemon
+    /// meanwhile. The attack must make `least` connections.
     pub fn under(&self, time: Duration, least: u64, attack: impl Fn(u32, &AtomicBool) + Sync) {
         let attackers = self.attackers.load(Ordering::Relaxed);
         let kernel_memory = tcp_memory();
@@ -187,7 +187,7 @@ impl Daemon {
         );
     }
 
-    /// Whether the log has this, or comes to have it within a moment.
+    /// Whether the log has this text, now or soon.
     pub fn logs(&self, text: &str) -> bool {
         let begin = Instant::now();
         while !self.log().contains(text) && begin.elapsed() < IN_TIME {

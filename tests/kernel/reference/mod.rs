@@ -1,6 +1,6 @@
-//! The same requests to the reference daemon and to ours, each in the same state
-//! of the kernel. Where the answers or the kernel afterwards differ, the difference
-//! must be a row of `tests/DEVIATIONS.md`; a row that is not true any more fails too.
+//! The reference daemon and ours get the same requests, each in the same state of the kernel. If
+//! the answers or the kernel's state afterwards differ, `tests/DEVIATIONS.md` must have a row for
+//! the difference. A row for a difference that is not there is a failure, too.
 
 mod steps;
 
@@ -17,10 +17,10 @@ use crate::support::{Client, Daemon, begin, clean};
 const DEVIATIONS: &str = include_str!("../../DEVIATIONS.md");
 const PORT: u16 = 9119;
 
-/// What was seen of a step, by aspect.
+/// What a step resulted in: a text for each aspect, such as the answer.
 type Seen = BTreeMap<String, String>;
 
-/// One row: step and aspect, the reference's way, ours.
+/// One row of the document: step and aspect, the reference's result, ours.
 type Row = (String, String, String);
 
 enum Which {
@@ -43,7 +43,7 @@ impl Which {
     }
 
     fn is_alive(&mut self) -> bool {
-        // The reference may answer a request and die of it only then.
+        // Proves that nothing happens: the reference may answer a request and crash afterwards.
         std::thread::sleep(Duration::from_millis(200));
         match self {
             Which::Ours(daemon) => daemon.as_ref().is_some_and(|daemon| answers(daemon.client())),

@@ -1,4 +1,4 @@
-//! The script: each step has a state of its own to start from.
+//! The requests that both daemons get, and the state of the kernel before each.
 
 /// A request.
 pub struct Step {
@@ -22,7 +22,7 @@ const fn other(method: &'static str, path: &'static str) -> Step {
     Step { method, path, before: "", values: &[] }
 }
 
-/// Shell scripts; `rd N MIB` makes a RAM disk, past both daemons.
+/// Shell scripts that make a state; `rd N MIB` makes a RAM disk without a daemon.
 pub const PREPARATIONS: [(&str, &str); 20] = [
     ("rd0", "rd 0 16"),
     ("rd0 and rd1", "rd 0 16; rd 1 8"),

@@ -59,7 +59,7 @@ pub fn clean() {
     let _ = fs::remove_dir_all("/tmp/test");
     fs::create_dir("/tmp/test").expect("a directory for the test");
     settle();
-    assert_eq!(all_mappings(), [""; 0], "all_mappings that could not be removed");
+    assert_eq!(all_mappings(), [""; 0], "mappings that could not be removed");
     assert_eq!(ram_disks(), [""; 0], "RAM disks that could not be removed");
 }
 
