@@ -235,6 +235,17 @@ fn the_readme_is_short() {
 }
 
 #[test]
+fn the_page_of_the_tests_has_each_step_and_lane() {
+    let (script, page) = (read("tests/run"), read("tests/README.md"));
+    let listed = script.lines().filter_map(|line| line.strip_prefix("    \"")?.split_once("  "));
+    let names: Vec<_> = listed.map(|(name, _)| name).collect();
+    assert!(names.len() >= 18, "only {names:?} found");
+    for name in names {
+        assert!(page.contains(&format!("\n| `{name}` |")), "tests/README.md lacks {name}");
+    }
+}
+
+#[test]
 fn no_other_program_is_ever_run() {
     forbid("src", &["process::Command", "execve", "/bin/"]);
 }
