@@ -62,6 +62,7 @@ fn hold(daemon: &Daemon, first: u32, count: u32, over: &AtomicBool, text: impl F
             }
         }
         round += 1;
+        // The pace of the attack: slow clients send a little every now and then.
         thread::sleep(Duration::from_millis(20));
     }
 }
@@ -90,6 +91,7 @@ fn pipeline(daemon: &Daemon, count: u32, from: impl Fn(u32) -> u32, over: &Atomi
                 *client = connect(number);
             }
         }
+        // The pace of the attack: the sockets do not block.
         thread::sleep(Duration::from_millis(1));
     }
 }
