@@ -56,7 +56,7 @@ impl Client {
     /// Sends a request without a body and reads the answer.
     ///
     /// # Errors
-    /// There is no connection, it broke or was too slow, or what came is no HTTP answer.
+    /// There is no connection, it broke or was too slow, or what came is no complete HTTP answer.
     pub fn call(&self, method: &str, target: &str) -> io::Result<Reply> {
         match &self.server {
             Listen::Tcp(address) => {
@@ -83,7 +83,14 @@ impl Client {
         stream.write_all(request.as_bytes())?;
         let mut answer = Vec::new();
         stream.take(LONGEST_ANSWER).read_to_end(&mut answer)?;
-        parse(&answer).ok_or_else(|| io::Error::other(format!("no HTTP answer to {method} {target}")))
+        let broken = |what| io::Error::other(format!("{what} HTTP answer to {method} {target}"));
+        let reply = parse(&answer).ok_or_else(|| broken("no"))?;
+        // An answer to HEAD names the length of a body that it does not have.
+        let length = reply.field("content-length").filter(|_| method != "HEAD");
+        match length.is_none_or(|length| length.parse() == Ok(reply.body.len())) {
+            true => Ok(reply),
+            false => Err(broken("an incomplete")),
+        }
     }
 }
 
@@ -111,6 +118,9 @@ fn reachable(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
     use super::*;
 
     #[test]
@@ -127,6 +137,33 @@ mod tests {
         {
             assert_eq!(parse(wrong.as_bytes()), None, "{wrong:?}");
         }
+    }
+
+    /// Answers one call of this method with these bytes.
+    fn answer(method: &str, answer: &str) -> io::Result<Reply> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let server = Listen::Tcp(listener.local_addr().unwrap());
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut stream = listener.accept().unwrap().0;
+                let mut request = Vec::new();
+                while !request.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).unwrap();
+                    request.push(byte[0]);
+                }
+                stream.write_all(answer.as_bytes()).unwrap();
+            });
+            Client::new(&server, Duration::from_secs(10)).call(method, "/")
+        })
+    }
+
+    #[test]
+    fn an_answer_that_ends_early_is_an_error() {
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n";
+        assert_eq!(answer("GET", &format!("{head}abc")).unwrap().body, b"abc");
+        assert_eq!(answer("HEAD", head).unwrap().body, b"");
+        assert!(answer("GET", &format!("{head}ab")).unwrap_err().to_string().contains("incomplete"));
     }
 
     #[test]

@@ -2,9 +2,16 @@
 //! be, which layer knows which, what the program depends on, and that what is
 //! documented is what is built.
 
-use std::collections::HashSet;
+#[path = "house/imports.rs"]
+mod imports;
+#[path = "house/tokens.rs"]
+mod tokens;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use imports::Imports;
 
 const TOP: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -82,6 +89,160 @@ fn each_layer_knows_only_those_below_it() {
     forbid("src/http", &["crate::storage", "crate::api", "serde_json"]);
     forbid("src/api", &["crate::kernel", "rustix"]);
     forbid("src/api", &paths);
+}
+
+/// The rooms of `src`, the uppermost first, and those that each may know. All may know the logger.
+const ROOMS: [(&str, &[&str]); 11] = [
+    ("main", &["cli", "daemon"]),
+    ("cli", &["http", "storage"]),
+    // The flags come to it as cli's Config.
+    ("daemon", &["cli", "client", "layout", "api", "console", "http", "storage", "kernel"]),
+    ("client", &["http"]),
+    ("layout", &["storage", "kernel"]),
+    ("api", &["layout", "console", "http", "storage"]),
+    ("console", &["http"]),
+    ("http", &["kernel"]),
+    ("storage", &["kernel"]),
+    ("kernel", &[]),
+    ("logger", &[]),
+];
+
+/// The room that a file of `src` is in: `src/http/parse.rs` is in `http`.
+fn room(path: &str) -> &str {
+    let below = path.strip_prefix("src/").unwrap();
+    below.split('/').next().unwrap().trim_end_matches(".rs")
+}
+
+/// Fails with all `complaints`, a line each, if there are any.
+fn assert_none(rule: &str, complaints: &[String]) {
+    assert!(complaints.is_empty(), "{rule}:\n  {}\n", complaints.join("\n  "));
+}
+
+#[test]
+fn each_room_imports_only_those_it_may_know() {
+    let imports = Imports::of(&sources("src"));
+    let (mut complaints, mut seen) = (vec![], 0);
+    for file in imports.files().filter(|file| file.path != "src/lib.rs") {
+        let own = room(&file.path);
+        let Some((_, known)) = ROOMS.iter().find(|(name, _)| *name == own) else {
+            complaints.push(format!("{}: ROOMS in tests/house.rs has no room {own}", file.path));
+            continue;
+        };
+        for (other, by) in imports.uses(file) {
+            seen += 1;
+            let other = room(&other);
+            if other != own && other != "logger" && !known.contains(&other) {
+                complaints.push(format!("{}: {own} must not know {other}: {by}", file.path));
+            }
+        }
+    }
+    assert!(seen > 20, "the search finds only {seen} imports");
+    assert_none("a room imports what it must not know", &complaints);
+}
+
+/// The files that can be reached from `start` over imports, each with the file before it on a
+/// shortest way.
+fn reached<'a>(uses: &'a BTreeMap<String, imports::Uses>, start: &'a str) -> BTreeMap<&'a str, &'a str> {
+    let mut before = BTreeMap::new();
+    let mut next = vec![start];
+    while !next.is_empty() {
+        for file in std::mem::take(&mut next) {
+            for other in uses[file].keys() {
+                if !before.contains_key(other.as_str()) {
+                    before.insert(other.as_str(), file);
+                    next.push(other);
+                }
+            }
+        }
+    }
+    before
+}
+
+/// Each circle is told once, as a shortest one through a file that no other shows already.
+#[test]
+fn no_file_imports_from_one_that_imports_from_it() {
+    let imports = Imports::of(&sources("src"));
+    let uses: BTreeMap<_, _> = imports.files().map(|file| (file.path.clone(), imports.uses(file))).collect();
+    let mut complaints = BTreeSet::new();
+    let mut shown = BTreeSet::new();
+    // A pair says more than a longer circle of which it is a part.
+    for (file, others) in &uses {
+        for (other, by) in others.iter().filter(|(other, _)| *other > file) {
+            if let Some(back) = uses[other].get(file) {
+                complaints.insert(format!("{file} uses {by}, and {other} uses {back}"));
+                shown.extend([file.as_str(), other]);
+            }
+        }
+    }
+    for file in uses.keys() {
+        let before = reached(&uses, file);
+        if shown.contains(file.as_str()) || !before.contains_key(file.as_str()) {
+            continue;
+        }
+        let mut circle = vec![file.as_str()];
+        while circle.len() == 1 || circle[circle.len() - 1] != file {
+            circle.push(before[circle[circle.len() - 1]]);
+        }
+        circle.reverse();
+        let steps = circle.windows(2).map(|pair| format!("{} uses {}", pair[0], uses[pair[0]][pair[1]]));
+        complaints.insert(steps.chain([format!("which is in {file}")]).collect::<Vec<_>>().join(", "));
+        shown.extend(circle);
+    }
+    assert_none("files import from each other in a circle", &complaints.into_iter().collect::<Vec<_>>());
+}
+
+/// An open file may be held and handed on: it is the claim on a device.
+#[test]
+fn files_are_touched_by_the_kernel_layer_and_not_by_storage_or_the_api() {
+    let of_a_path = [
+        "canonicalize",
+        "exists",
+        "is_dir",
+        "is_file",
+        "metadata",
+        "read_dir",
+        "read_link",
+        "symlink_metadata",
+    ];
+    let imports = Imports::of(&sources("src"));
+    let mut complaints = vec![];
+    for file in imports.files().filter(|file| ["storage", "api"].contains(&room(&file.path))) {
+        let calls = imports.external(file).into_iter().filter(|path| {
+            let is_call =
+                ["std::fs::", "std::os::unix::fs::", "rustix::fs::"].iter().any(|of| path.starts_with(of));
+            is_call && path != "std::fs::File"
+        });
+        let methods = file.methods.iter().filter(|name| of_a_path.contains(&name.as_str()));
+        complaints.extend(calls.map(|call| format!("{}: {call}", file.path)));
+        complaints.extend(methods.map(|name| format!("{}: .{name}()", file.path)));
+    }
+    assert_none("file-system calls belong into src/kernel", &complaints);
+}
+
+#[test]
+fn no_file_is_longer_than_500_lines() {
+    let all = sources("src").into_iter().chain(sources("tests"));
+    let lengths = all.map(|(path, text)| (path, text.lines().count()));
+    let long: Vec<_> = lengths.filter(|(_, lines)| *lines > 500).collect();
+    let complaints: Vec<_> = long.iter().map(|(path, lines)| format!("{path}: {lines} lines")).collect();
+    assert_none("files over 500 lines: two things live in one room", &complaints);
+}
+
+#[test]
+fn the_readme_is_short() {
+    let lines = read("README.md").lines().count();
+    assert!(lines <= 150, "README.md has {lines} lines; 150 are enough, and each folder has its own page");
+}
+
+#[test]
+fn the_page_of_the_tests_has_each_step_and_lane() {
+    let (script, page) = (read("tests/run"), read("tests/README.md"));
+    let listed = script.lines().filter_map(|line| line.strip_prefix("    \"")?.split_once("  "));
+    let names: Vec<_> = listed.map(|(name, _)| name).collect();
+    assert!(names.len() >= 18, "only {names:?} found");
+    for name in names {
+        assert!(page.contains(&format!("\n| `{name}` |")), "tests/README.md lacks {name}");
+    }
 }
 
 #[test]

@@ -1,22 +1,26 @@
-//! The daemon on the machine it was built on: RAM disks behind loop devices, with no
-//! guest and no module. It makes loop devices of this machine, so `tests/run` calls
-//! it, as root and with a `/run` of its own; `cargo test` alone does not.
+//! The daemon on the machine itself: RAM disks behind loop devices, without a guest and without
+//! modules. It attaches loop devices of this machine; so it needs root and a `/run` of its own.
+//! `tests/run native` runs it; `cargo test` alone does not.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rapiddiskd::client::Client;
+use rapiddiskd::http::Listen;
 use rapiddiskd::kernel::block::{self, Mode};
 use rapiddiskd::kernel::{Root, loops, pool};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
 
-/// A daemon of the tests' own, and what it made, until dropped.
+/// Far above what a start or an answer takes on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A daemon for the test. When this is dropped, the daemon ends and its disks are removed.
 struct Native {
     child: Child,
     port: u16,
@@ -52,8 +56,8 @@ impl Native {
     }
 
     fn wait(&mut self) {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
+        let deadline = Instant::now() + PATIENCE;
+        while self.client().call("GET", "/v1/checkServiceStatus").is_err() {
             assert_eq!(self.child.try_wait().unwrap(), None, "the daemon ended");
             assert!(Instant::now() < deadline, "the daemon does not answer");
             std::thread::sleep(Duration::from_millis(5));
@@ -67,14 +71,13 @@ impl Native {
         self.wait();
     }
 
+    fn client(&self) -> Client {
+        Client::new(&Listen::Tcp((Ipv4Addr::LOCALHOST, self.port).into()), PATIENCE)
+    }
+
     fn ask(&self, method: &str, path: &str) -> (u16, Value) {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).unwrap();
-        write!(stream, "{method} /v1/{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            .unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), serde_json::from_str(body).unwrap())
+        let reply = self.client().call(method, &format!("/v1/{path}")).unwrap();
+        (reply.status, serde_json::from_slice(&reply.body).unwrap())
     }
 
     fn change(&self, path: &str) -> Value {
@@ -88,7 +91,7 @@ impl Native {
     }
 }
 
-/// Leaves the machine as it was: the daemon may not be allowed to.
+/// Removes the disks, because the daemon may not be allowed to.
 impl Drop for Native {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -124,8 +127,8 @@ fn disks_are_made_resized_listed_and_found_again() {
     disk.read_exact_at(&mut again, 3 * MIB).unwrap();
     assert!(again == data, "the data is not what was written");
     drop(disk);
-    // What takes contents away looks at each process first, and some machines let not
-    // even root do that.
+    // Before a request destroys data, the daemon looks at every process. On some machines not
+    // even root may do that.
     let destructions = ["resizeRapidDisk/rd0/16", "flushRapidDisk/rd0", "removeRapidDisk/rd0"];
     if fs::read_link("/proc/1/exe").is_ok() {
         for path in destructions {

@@ -1,9 +1,11 @@
-//! The daemon under attack, what watches it, and the honest clients.
+//! The daemon under attack, what is measured of it, and the honest clients.
 
+use rapiddiskd::client::Client;
+use rapiddiskd::http::Listen;
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
 use std::env;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,16 +20,20 @@ const PROBES: usize = 100;
 pub const IN_TIME: Duration = Duration::from_secs(2);
 pub const ATTACKERS: u32 = 4;
 
-/// At least this long, so that deadlines of the daemon pass within an attack.
+/// How long an attack lasts at least: longer than the deadlines of the daemon.
 pub const ATTACK: Duration = Duration::from_secs(6);
 
+/// Between two looks at what is waited for.
+pub const PAUSE: Duration = Duration::from_millis(10);
+
+/// The daemon answers or ends within this time.
 pub const START: Duration = Duration::from_secs(3);
 
 /// The daemon's resident memory at its highest, in KiB.
 const MOST_MEMORY: u64 = 64 << 10;
 
-/// What the kernel may hold for TCP connections, in KiB: 256 of them with full buffers. The
-/// attackers' own ends have small ones.
+/// What the kernel may hold for TCP connections, in KiB: enough for 256 with full buffers. The
+/// attackers' ends have small buffers.
 const MOST_KERNEL_MEMORY: u64 = 96 << 10;
 
 /// Bytes of an attacker's buffers, before the kernel doubles them.
@@ -43,13 +49,13 @@ pub struct Daemon {
     log: Arc<Mutex<String>>,
     /// Connections that attackers made.
     attackers: AtomicU64,
-    /// The honest clients ask for a list every other time. Where the attackers' requests take
-    /// all the room there is for them, or for their address, a list may be refused with 503.
+    /// Whether the honest clients ask for a list every other time. Where the attackers use up the
+    /// limit of requests, in all or of their address, a list may be refused with 503.
     pub lists: bool,
 }
 
-/// A port that nobody listens on, below those that the kernel gives to clients: the attackers of
-/// one daemon must not take the next one's.
+/// A port that nobody listens on. It is below those that the kernel gives to clients: otherwise an
+/// attacker's connection could have the port of the next daemon.
 fn free_port() -> u16 {
     let first = 20_000 + (std::process::id() % 10_000) as u16;
     let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
@@ -80,7 +86,7 @@ impl Daemon {
         let log = Arc::new(Mutex::new(String::new()));
         let lines = BufReader::new(process.stderr.take().unwrap()).lines();
         let sink = Arc::clone(&log);
-        thread::spawn(move || {
+        let reader = thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 *sink.lock().unwrap() += &(line + "\n");
             }
@@ -92,10 +98,10 @@ impl Daemon {
                 return Ok(daemon);
             }
             if daemon.process.try_wait().unwrap().is_some() {
-                thread::sleep(Duration::from_millis(100));
-                return Err(daemon.log.lock().unwrap().clone());
+                reader.join().unwrap();
+                return Err(daemon.log());
             }
-            thread::sleep(Duration::from_millis(10));
+            thread::sleep(PAUSE);
         }
         panic!("{ulimit}: neither an answer nor an end within {START:?}: {}", daemon.log());
     }
@@ -104,19 +110,14 @@ impl Daemon {
         SocketAddrV4::new(Ipv4Addr::LOCALHOST, self.port)
     }
 
-    /// Whether a fresh client is served in time.
+    /// Whether a client with a new connection is served in time.
     pub fn probe(&self) -> bool {
         let begin = Instant::now();
-        let ask = || -> std::io::Result<bool> {
-            let mut stream = TcpStream::connect_timeout(&self.address().into(), IN_TIME)?;
-            stream.set_read_timeout(Some(IN_TIME))?;
-            // The one is answered by the I/O thread, the other by a worker.
-            let is_list = self.lists && PROBE.fetch_add(1, Ordering::Relaxed) % 2 == 1;
-            stream.write_all(if is_list { LIST } else { STATUS }.as_bytes())?;
-            let mut stream = BufReader::new(stream);
-            Ok(read_answer(&mut stream)? == 200)
-        };
-        ask().unwrap_or(false) && begin.elapsed() < IN_TIME
+        // The one is answered by the I/O thread, the other by a worker.
+        let is_list = self.lists && PROBE.fetch_add(1, Ordering::Relaxed) % 2 == 1;
+        let target = if is_list { "/v1/listAllResources" } else { "/v1/checkServiceStatus" };
+        let reply = Client::new(&Listen::Tcp(self.address().into()), IN_TIME).call("GET", target);
+        reply.is_ok_and(|reply| reply.status == 200) && begin.elapsed() < IN_TIME
     }
 
     /// A number of `/proc/PID/status`.
@@ -126,7 +127,7 @@ impl Daemon {
         value.unwrap().split_whitespace().next().unwrap().parse().unwrap()
     }
 
-    /// An attacker's connection; `number` says from where.
+    /// An attacker's connection; its address depends on `number`.
     pub fn attacker(&self, number: u32) -> Option<TcpStream> {
         self.attacker_from(if number.is_multiple_of(2) { 1 } else { 2 + number / 2 % 7 })
     }
@@ -145,8 +146,8 @@ impl Daemon {
         Some(stream)
     }
 
-    /// Lets `attack` run in several threads, each until the flag is set, and watches the daemon.
-    /// It must come to `least` connections.
+    /// Runs `attack` in several threads, each until the flag is set, and checks the daemon
+    /// meanwhile. The attack must make `least` connections.
     pub fn under(&self, time: Duration, least: u64, attack: impl Fn(u32, &AtomicBool) + Sync) {
         let attackers = self.attackers.load(Ordering::Relaxed);
         let kernel_memory = tcp_memory();
@@ -165,6 +166,7 @@ impl Daemon {
                 served += usize::from(self.probe());
                 assert_eq!(self.proc_status("Threads"), threads);
                 most_kernel_memory = most_kernel_memory.max(tcp_memory().saturating_sub(kernel_memory));
+                // So that the probes are spread over the attack.
                 thread::sleep(time / (2 * PROBES as u32));
             }
             over.store(true, Ordering::Relaxed);
@@ -185,11 +187,11 @@ impl Daemon {
         );
     }
 
-    /// Whether the log has this, or comes to have it within a moment.
+    /// Whether the log has this text, now or soon.
     pub fn logs(&self, text: &str) -> bool {
         let begin = Instant::now();
         while !self.log().contains(text) && begin.elapsed() < IN_TIME {
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(PAUSE);
         }
         self.log().contains(text)
     }

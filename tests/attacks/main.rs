@@ -1,10 +1,11 @@
-//! The real binary under attack, over loopback: the one that `RAPIDDISKD` names, if it does.
+//! The binary under attack over the loopback. `RAPIDDISKD` names another binary than cargo's.
 //!
-//! During each attack fresh clients ask for the daemon's status: 98 of 100 must get it within two
-//! seconds, and all of them afterwards. The daemon's memory, the kernel's for its connections, and
-//! its threads are watched throughout. Half of the attackers come from the address of those
-//! clients, the others from elsewhere, if nothing else is said. An attacker who is thrown out comes
-//! again at once; each attack shows that its connections were as many as it means.
+//! During each attack honest clients ask for the daemon's status, each over a new connection: 98
+//! of 100 must get it within two seconds, and all of them afterwards. The daemon's memory, the
+//! kernel's memory for its connections, and the number of its threads are checked throughout. If
+//! nothing else is said, half of the attackers come from the address of the honest clients and the
+//! others from other addresses. An attacker whose connection is closed connects again at once.
+//! Each attack must reach a number of connections, so that it is one.
 
 mod daemon;
 
@@ -20,10 +21,10 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// An attack on one daemon is one on the tests beside it as well.
+/// One test at a time: an attack on one daemon would slow down the others.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Whether the daemon has closed this connection, as far as can be told without waiting.
+/// Whether the daemon is known to have closed this connection. Does not wait.
 fn is_closed(stream: &TcpStream) -> bool {
     let mut byte = [0];
     match recv(stream, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
@@ -32,7 +33,7 @@ fn is_closed(stream: &TcpStream) -> bool {
     }
 }
 
-/// Room for thousands of connections of the attackers.
+/// Allows this process as many files as it may have: the attackers need thousands.
 fn raise_own_limit() {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
@@ -61,14 +62,15 @@ fn hold(daemon: &Daemon, first: u32, count: u32, over: &AtomicBool, text: impl F
             }
         }
         round += 1;
+        // The pace of the attack: slow clients send a little every now and then.
         thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// Keeps `count` connections from these addresses full of requests, and reads the answers: as many
-/// of them as the daemon lets be are waiting for an answer at any time.
+/// Keeps `count` connections from these addresses full of requests, and reads the answers. At any
+/// time as many of them wait for an answer as the daemon permits.
 fn pipeline(daemon: &Daemon, count: u32, from: impl Fn(u32) -> u32, over: &AtomicBool) {
-    let requests = "GET /v1/listAllResources HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(100).into_bytes();
+    let requests = LIST.repeat(100).into_bytes();
     let connect = |number| {
         let stream = daemon.attacker_from(from(number))?;
         stream.set_nonblocking(true).unwrap();
@@ -89,6 +91,7 @@ fn pipeline(daemon: &Daemon, count: u32, from: impl Fn(u32) -> u32, over: &Atomi
                 *client = connect(number);
             }
         }
+        // The pace of the attack: the sockets do not block.
         thread::sleep(Duration::from_millis(1));
     }
 }
@@ -120,7 +123,7 @@ fn pipelining_clients_lock_nobody_out() {
     under_pipelines(&daemon, 60, others);
 }
 
-/// One after the other: they would be each other's attack.
+/// One after the other, so that they do not disturb each other.
 #[test]
 fn honest_clients_are_served_under_every_attack() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -173,7 +176,7 @@ fn honest_clients_are_served_under_every_attack() {
 
     println!("clients that pipeline and never read");
     daemon.under(ATTACK, 160, |number, over| {
-        let some = "GET /v1/listAllResources HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(200);
+        let some = LIST.repeat(200);
         let requests = STATUS.repeat(800) + &some;
         hold(&daemon, number * 40, 40, over, |_| requests.clone().into_bytes());
     });
@@ -224,7 +227,7 @@ impl Random {
 
 fn mutate(daemon: &Daemon, number: u32, over: &AtomicBool) {
     let mut random = Random(0x9e37_79b9_7f4a_7c15 + u64::from(number));
-    // Nothing that changes anything if it survives the changes.
+    // None of them changes anything, in case it is still valid after the random changes.
     let valid = [
         STATUS,
         "GET /v1/listAllResources HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
@@ -290,19 +293,18 @@ fn few_descriptors_are_enough() {
     assert!(daemon.logs("open files are limited to 64"), "{}", daemon.log());
     daemon.under(ATTACK, 400, |number, over| hold(&daemon, number * 100, 100, over, |_| Vec::new()));
     daemon.lists = false;
-    let target = b"GET /v1/listAllResources HTTP/1.1\r\nHost: localhost\r\n\r\n";
-    daemon.under(ATTACK, 80, |number, over| hold(&daemon, number * 20, 20, over, |_| target.to_vec()));
+    daemon.under(ATTACK, 80, |number, over| hold(&daemon, number * 20, 20, over, |_| LIST.into()));
 }
 
-/// Address space runs out at a different point of every start. Wherever that is, the daemon says
-/// so and ends, or serves with the workers it could start; it never hangs.
+/// With each limit the address space is used up at another point of the start. The daemon must
+/// then say so and end, or serve with the workers that it could start. It must never hang.
 #[test]
 fn failing_thread_creation_is_survived_or_reported() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    // Three threads are no workers: the first, the log's, and the one that watches.
+    // Three threads are no workers: the first one, the log's and the watching one.
     let all = Daemon::start("-c 0").proc_status("Threads");
     let (mut ended, mut fewer) = (0, 0);
-    // Below that the system cannot even load the program, and says so or not.
+    // With less the system cannot even load the program.
     let loads = |kib: &u32| {
         let shell = format!("ulimit -v {kib} && exec \"$0\" --version");
         let shell = Command::new("sh").args(["-c", &shell]).arg(program()).output();
@@ -326,11 +328,11 @@ fn failing_thread_creation_is_survived_or_reported() {
             assert!(daemon.logs(&format!("of {} workers", all - 3)), "{}", daemon.log());
             fewer += 1;
         } else {
-            // The last of the memory went later.
+            // The memory was used up only after the start.
             let begin = Instant::now();
             while daemon.process.try_wait().unwrap().is_none() {
                 assert!(begin.elapsed() < START, "{kib} KiB: it hangs: {}", daemon.log());
-                thread::sleep(Duration::from_millis(20));
+                thread::sleep(PAUSE);
             }
             ended += 1;
         }

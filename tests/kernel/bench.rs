@@ -1,5 +1,5 @@
-//! What takes how long in this guest, beside the reference daemon in the same run:
-//! printed by `tests/bench`, never asserted.
+//! How long requests take in this guest, compared with the reference daemon in the same run.
+//! `tests/bench` prints it; nothing is asserted.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ const REFERENCE: Client = Client { port: 9119 };
 #[test]
 fn listing_a_thousand_disks() {
     let mut reference = None;
-    // The reference ends if it sees another process called rapiddiskd: it is first.
+    // The reference is started first: it ends if it sees another process called rapiddiskd.
     let guest = guest_after(&[], || {
         clean::load();
         let program =
@@ -59,7 +59,7 @@ fn listing_a_thousand_disks() {
 
 /// What fio does in a second on a file or a device.
 fn operations(path: &str, write: bool, depth: u32) -> f64 {
-    // A tmpfs of this kernel has no direct I/O; it is the page cache itself.
+    // A tmpfs of this kernel has no direct I/O, since it is the page cache itself.
     let direct = u32::from(path.starts_with("/dev/"));
     let kind = if write { "write" } else { "read" };
     let out = sh(&format!(

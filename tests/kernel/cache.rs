@@ -1,5 +1,5 @@
-//! Caches: what the kernel has after each change, and what is left of a change
-//! that failed.
+//! Caches: what the kernel has after each change, and that a change that failed leaves
+//! nothing.
 
 use std::fs;
 use std::path::Path;
@@ -10,8 +10,7 @@ use crate::support::data::{assert_same_data, fingerprint, noise, read, write};
 use crate::support::kernel::{dm, has_udev, holders, is_stock, mappings, put, settle, size, target};
 use crate::support::{MIB, PAGE, clean, guest, sh, sys};
 
-/// A policy, the prefix of its names, its target, and how that one's table starts or
-/// goes on.
+/// A policy, the prefix of its cache's names, its target, and a part of that target's table.
 type Way = (&'static str, &'static str, &'static str, &'static str);
 
 const RAPIDDISK: [Way; 4] = [
@@ -27,7 +26,7 @@ const STOCK: [Way; 3] = [
     ("write-back", "rc-wb_", "writecache", "s 8:0 "),
 ];
 
-/// Every name of a policy.
+/// All ways to ask for a cache: one policy has two names.
 fn ways() -> &'static [Way] {
     if is_stock() { &STOCK } else { &RAPIDDISK }
 }
@@ -47,7 +46,7 @@ fn a_cache_is_there_in_full_when_the_answer_comes_and_gone_in_full_after_removal
         let node = format!("/dev/mapper/{cache}");
         let path = fs::canonicalize(&node).expect("the node");
         let leads_to = path.file_name().and_then(|name| name.to_str()).expect("dm-N");
-        // dmsetup sees what our own ioctls see.
+        // dmsetup must see the same as our own ioctls.
         let told = target(&cache, Report::Table);
         assert_eq!(told.0, kind);
         assert!(told.1.contains(table), "{told:?}");
@@ -56,7 +55,7 @@ fn a_cache_is_there_in_full_when_the_answer_comes_and_gone_in_full_after_removal
         let info = dm().expect("device-mapper").info(&Name::new(&cache).expect("a name")).expect("info");
         assert!(info.active && !info.suspended, "{info:?}");
         assert_eq!(holders("sda"), [leads_to]);
-        // dm-cache stands on two mappings that stand on the disk.
+        // dm-cache uses two mappings, which use the disk.
         assert_eq!(holders("rd0").len(), if kind == "cache" { 2 } else { 1 });
         assert_eq!(size(leads_to), size("sda"));
         settle();
@@ -97,7 +96,7 @@ fn what_is_written_is_on_the_source_at_once_but_with_writeback() {
         write(&format!("/dev/mapper/{cache}"), 20 * MIB, &data);
         assert_same_data(policy, &read("/dev/sda", 20 * MIB, data.len()), &data);
         assert_same_data(policy, &read(&format!("/dev/mapper/{cache}"), 20 * MIB, data.len()), &data);
-        // From memory this time.
+        // This time from memory.
         assert_same_data(policy, &read(&format!("/dev/mapper/{cache}"), 20 * MIB, data.len()), &data);
         settle();
         guest.change(&format!("removeRapidDiskCache/{cache}"));
@@ -117,7 +116,7 @@ fn a_cache_knows_nothing_of_an_earlier_one_on_the_same_disk() {
         read(&node, 0, old.len());
         settle();
         guest.change(&format!("removeRapidDiskCache/{cache}"));
-        // The source goes on without the cache.
+        // The source can be used without the cache.
         let new = noise(50 + i as u64, 4 * MIB as usize);
         write("/dev/sda", 0, &new);
         settle();
@@ -192,7 +191,7 @@ fn a_creation_that_fails_in_its_last_step_is_undone() {
     write("/dev/sda", 0, &noise(2, 4 * PAGE));
     settle();
     let source = fingerprint("/dev/sda");
-    // The last step is to make the node.
+    // The last step of a creation makes the node. Here it fails.
     sh("mount --bind /dev/mapper /dev/mapper && mount -o remount,ro,bind /dev/mapper");
     for (policy, prefix, ..) in each() {
         let words = [&format!("{prefix}sda"), "Read-only"];
@@ -201,8 +200,8 @@ fn a_creation_that_fails_in_its_last_step_is_undone() {
         assert_eq!(holders("rd0"), [""; 0]);
     }
     assert_eq!(fingerprint("/dev/sda"), source);
-    // The disk has been a cache for a moment, but it does not look as if it held
-    // somebody's data: another attempt is not refused.
+    // The disk was part of a cache for a moment. It must not look as if it held somebody's
+    // data, so that another attempt is not refused.
     sh("umount /dev/mapper");
     settle();
     for (policy, ..) in each() {
@@ -218,7 +217,7 @@ fn a_creation_that_the_kernel_refuses_leaves_everything_as_it_was() {
     guest.disk(8);
     write("/dev/rd0", 0, &noise(1, 4 * PAGE));
     settle();
-    // The target cannot be had: not loaded, and not to be loaded.
+    // The target is not loaded, and the kernel cannot load it.
     let helper = sys("/proc/sys/kernel/modprobe").expect("the kernel's helper");
     put("/proc/sys/kernel/modprobe", "/nowhere");
     sh("rmmod rapiddisk-cache; rmmod dm-writecache; rmmod dm-cache-smq dm-cache 2>/dev/null || true");
@@ -246,7 +245,7 @@ fn the_node_of_a_cache_is_a_link_whoever_makes_it() {
     assert_eq!(link, Path::new(&dm), "udev: {}", has_udev());
 }
 
-/// What only RapidDisk's module has.
+/// With RapidDisk's modules only.
 mod rapiddisk {
     use super::*;
 
@@ -256,7 +255,7 @@ mod rapiddisk {
         guest.disk(1);
         guest.refuses("createRapidDiskCache/rd0/sda/write-through", 409, &["rd0", "2 MiB"]);
         guest.refuses("createRapidDiskCache/rd0/sda/write-around", 409, &["rd0", "2 MiB"]);
-        // This target makes do with less, and nothing is lost.
+        // The target of writeback needs less, and loses no data.
         let data = noise(1, 4 * MIB as usize);
         guest.cache("rd0", "sda", "writeback");
         write("/dev/mapper/rc-wb_sda", 0, &data);

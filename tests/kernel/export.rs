@@ -1,5 +1,5 @@
-//! NVMe ports and targets made and unmade over the API, against the kernel's
-//! configfs, and used by its own initiator.
+//! NVMe ports and targets that are made and removed over the API: what configfs then has, and
+//! that the kernel's own initiator can use them.
 
 use std::net::TcpListener;
 
@@ -21,7 +21,7 @@ pub fn guest_with_nvmet() -> Guest {
     guest
 }
 
-/// The same with port 1, TCP on the loopback.
+/// The same guest with port 1: TCP on the loopback.
 pub fn guest_with_port() -> Guest {
     let guest = guest_with_nvmet();
     guest.change("createNVMePort/1/127.0.0.1/tcp");
@@ -34,14 +34,14 @@ pub fn export(guest: &Guest, path: &str) -> String {
     made["nqn"].as_str().expect("the NQN").to_owned()
 }
 
-/// Lets this machine's initiator connect; whether it could.
+/// Connects this machine's initiator. Returns whether it could.
 pub fn connect(transport: &str, address: &str, nqn: &str, host: &str) -> bool {
     works(&format!(
         "nvme connect -t {transport} -a {address} -s 4420 -n {nqn} -q {host} -I 00000000-0000-0000-0000-000000000001"
     ))
 }
 
-/// The initiator's disk.
+/// The name of the initiator's disk, if it has one.
 fn initiator_disk() -> Option<String> {
     names("/sys/block").into_iter().find(|name| name.starts_with("nvme") && !name.contains('c'))
 }
@@ -109,7 +109,7 @@ fn a_port_takes_the_first_address_of_an_interface() {
     let guest = guest_with_nvmet();
     assert_eq!(guest.change("createNVMePort/1/lo/tcp")["address"], "127.0.0.1");
     assert_eq!(guest.change("createNVMePort/2/eth0/tcp")["address"], "10.0.2.15");
-    // Without an IPv4 address an IPv6 one is taken; a link-local one is none.
+    // Without an IPv4 address an IPv6 one is taken, but no link-local one.
     sh("echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_ra; ip addr flush dev eth0; ip -6 addr flush dev eth0");
     guest.refuses("createNVMePort/3/eth0/tcp", 409, &["eth0", "address"]);
     sh("ip -6 addr add fd00::15/64 dev eth0");
@@ -160,12 +160,12 @@ fn what_is_exported_is_found_and_used_by_an_initiator() {
     sh(&format!("mount -t ext4 /dev/{disk} /mnt"));
     assert_same_data("what was written over NVMe/TCP", &read("/mnt/file", 0, data.len()), &data);
     sh("umount /mnt");
-    // Online, both ways round: neither side disconnects.
+    // The disk is resized while the initiator is connected: neither side disconnects.
     guest.change("resizeRapidDisk/rd0/48");
     assert_eq!(connected_disk(48 * MIB), disk);
     let listed = guest.read("listAllNVMeTargets")["targets"][0]["nvmet_targets"][0].clone();
     assert_eq!((&listed["size"], &listed["any_host"]), (&json!(48 * MIB), &json!(true)));
-    // Exported, it is in use.
+    // An exported disk is in use.
     for change in ["removeRapidDisk/rd0", "flushRapidDisk/rd0", "createRapidDiskCache/rd0/sda/write-through"]
     {
         guest.refuses(change, 409, &["rd0", &nqn]);
@@ -176,7 +176,7 @@ fn what_is_exported_is_found_and_used_by_an_initiator() {
     });
     guest.change("removeNVMePort/1");
     assert_eq!(tree(), [""; 0]);
-    // What was written is still on the disk.
+    // The data is still on the disk.
     sh("mount -t ext4 /dev/rd0 /mnt");
     assert_same_data("what is on the disk", &read("/mnt/file", 0, data.len()), &data);
     sh("umount /mnt");
@@ -201,7 +201,7 @@ fn the_same_export_again_changes_nothing_and_its_serial_number_stays() {
     guest.change("removeNVMeTarget/rd0/2");
     guest.refuses("removeNVMeTarget/rd0/2", 404, &["rd0", "port 2"]);
     assert_eq!(names(&format!("{TREE}/subsystems")), [&*nqn]);
-    // With its last port the target goes.
+    // The target is removed together with its last port.
     guest.change("removeNVMeTarget/rd0/1");
     assert_eq!(names(&format!("{TREE}/subsystems")), [""; 0]);
     guest.refuses("removeNVMeTarget/rd0", 404, &["rd0"]);
@@ -228,7 +228,7 @@ fn only_allowed_hosts_connect_and_the_last_denial_leaves_it_closed() {
     };
     assert_eq!((hosts(), any().as_deref()), (vec![HOST.to_owned()], Some("0")));
     assert!(may(HOST) && !may(STRANGER));
-    // To any host would be a different export.
+    // An export to any host would be a different one.
     guest.refuses("createNVMeTarget/rd0/1", 409, &[&nqn]);
     export(&guest, &format!("rd0/1/{STRANGER}"));
     assert!(may(HOST) && may(STRANGER));
@@ -245,7 +245,7 @@ fn only_allowed_hosts_connect_and_the_last_denial_leaves_it_closed() {
     assert!(may(HOST) && !may(STRANGER));
     guest.change("removeNVMeTarget/rd0");
     assert_eq!(tree(), ["1"], "the hosts went with the target");
-    // Open to any, it is closed by the first that is allowed.
+    // The first host that is allowed closes a target that was open to any host.
     export(&guest, "rd0/1");
     assert!(may(STRANGER));
     guest.refuses(&format!("denyNVMeHost/rd0/{STRANGER}"), 409, &["any host"]);
@@ -272,14 +272,14 @@ fn a_host_that_another_target_allows_keeps_its_entry() {
 fn a_failure_at_any_step_leaves_the_tree_as_it_was() {
     let guest = guest_with_port();
     guest.disk(8);
-    // The listener's place is taken by another program: the first link fails.
+    // Another program listens at the port's address: the first link fails.
     let taken = TcpListener::bind("127.0.0.1:4420").expect("the port");
     guest.refuses_each(
         &["createNVMeTarget/rd0/1".to_owned(), format!("createNVMeTarget/rd0/1/{HOST}")],
         409,
         &["port 1", "4420"],
     );
-    // So does the second of two, and the first is taken back.
+    // The second of two links fails, and the first is undone.
     guest.change("createNVMePort/2/127.0.0.1/tcp/4499");
     sh(&format!(
         "mkdir {TREE}/ports/0; cd {TREE}/ports/0; echo tcp >addr_trtype; echo ipv4 >addr_adrfam; \
@@ -287,7 +287,7 @@ fn a_failure_at_any_step_leaves_the_tree_as_it_was() {
     ));
     guest.refuses(&format!("createNVMeTarget/rd0/all/{HOST}"), 409, &["port 1", "4420"]);
     drop(taken);
-    // An address that this machine has not, or no more.
+    // An address that this machine does not have.
     sh(&format!(
         "mkdir {TREE}/ports/9; cd {TREE}/ports/9; echo tcp >addr_trtype; echo ipv4 >addr_adrfam; \
                  echo 192.0.2.1 >addr_traddr; echo 4420 >addr_trsvcid"
@@ -296,17 +296,17 @@ fn a_failure_at_any_step_leaves_the_tree_as_it_was() {
     // A port without a transport.
     sh(&format!("mkdir {TREE}/ports/8"));
     guest.refuses("createNVMeTarget/rd0/8", 409, &["port 8"]);
-    // A transport that is not there and that the kernel cannot load.
+    // A transport that is not loaded, and that the kernel cannot load.
     let helper = sys("/proc/sys/kernel/modprobe").expect("the kernel's helper");
     put("/proc/sys/kernel/modprobe", "/nowhere");
     guest.change("createNVMePort/7/none/loop");
     guest.refuses("createNVMeTarget/rd0/7", 503, &["modprobe nvme-loop"]);
     put("/proc/sys/kernel/modprobe", &helper);
-    // A host added to an export whose new port fails is taken back too.
+    // A host is added to an export, and the new port fails: the host is removed again.
     let nqn = export(&guest, &format!("rd0/1/{HOST}"));
     guest.refuses(&format!("createNVMeTarget/rd0/9/{STRANGER}"), 409, &["port 9"]);
     assert_eq!(names(&format!("{TREE}/hosts")), [HOST]);
-    // An open one is open again afterwards.
+    // A target that was open to any host is open again afterwards.
     guest.change("removeNVMeTarget/rd0");
     export(&guest, "rd0/1");
     guest.refuses(&format!("createNVMeTarget/rd0/9/{HOST}"), 409, &["port 9"]);
@@ -320,7 +320,7 @@ fn what_is_used_otherwise_is_not_exported() {
     let guest = guest_with_port();
     guest.disk(16);
     sh("mke2fs -q -F /dev/rd0; mount -t ext4 /dev/rd0 /mnt");
-    // The file system itself may write meanwhile, so that the disk is not compared.
+    // The disk is not compared, as the mounted file system may write to it.
     guest.post("createNVMeTarget/rd0/1").failure(409, &["rd0", "/mnt"]);
     assert_eq!(tree(), ["1"]);
     sh("umount /mnt; mount -t ext4 -o ro /dev/rd0 /mnt");
@@ -339,7 +339,7 @@ fn what_is_used_otherwise_is_not_exported() {
     guest.disk(16);
     let cache = guest.cache("rd0", "sda", "write-through");
     guest.refuses("createNVMeTarget/rd0/1", 409, &["rd0", &cache]);
-    // The cache itself is a volume.
+    // A cache is a volume, too.
     let nqn = export(&guest, &format!("{cache}/1"));
     assert!(nqn.ends_with(&cache), "{nqn}");
     guest.refuses(&format!("removeRapidDiskCache/{cache}"), 409, &[&cache, &nqn]);
@@ -360,7 +360,7 @@ fn what_others_built_is_respected() {
     guest.disk(8);
     let nqn = export(&guest, "rd0/1");
     guest.change("removeNVMeTarget/rd0");
-    // Under our name, with another device.
+    // A target with our name and another device.
     sh(&format!(
         "mkdir {TREE}/subsystems/{nqn} {TREE}/subsystems/{nqn}/namespaces/1; \
                  echo -n /dev/rd1 >{TREE}/subsystems/{nqn}/namespaces/1/device_path"
@@ -368,7 +368,7 @@ fn what_others_built_is_respected() {
     guest.refuses_each(&["createNVMeTarget/rd0/1", "removeNVMeTarget/rd0"], 409, &[&nqn]);
     clean::exports();
     guest.change("createNVMePort/1/127.0.0.1/tcp");
-    // Left half-made by a daemon that was killed: finished.
+    // A target that a killed daemon left incomplete is completed.
     for step in ["", "/namespaces/1"] {
         sh(&format!("mkdir -p {TREE}/subsystems/{nqn}{step}"));
         export(&guest, "rd0/1");

@@ -1,19 +1,19 @@
-//! Changes that hang in the kernel: each costs one worker until its device comes
-//! back, and nobody anything else; not even the end of the daemon.
+//! Changes that hang in the kernel: each takes one worker until its device answers
+//! again. Nothing else is affected, not even the end of the daemon.
 
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::life::promptly;
 use crate::support::data::{MIB, PAGE, assert_same_data, noise, read, write};
-use crate::support::kernel::{eventually, mappings, names, ram_disks, settle};
+use crate::support::kernel::{eventually, held, mappings, ram_disks, settle};
 use crate::support::{Guest, Reply, guest, guest_with, sh, sys};
 
-/// How soon the daemon ends once it is told to: its 4 s, and the guest's slowness.
+/// The daemon ends within this time once it is told to: 4 s, and more on a slow machine.
 const END: Duration = Duration::from_secs(6);
 
-/// Sources that are suspended, each below a cache that holds data for it: what
-/// removes one of the caches hangs until the source is resumed.
+/// This many suspended sources, each with a writeback cache that holds data for it: the
+/// removal of such a cache hangs until its source is resumed.
 struct Weak(u64);
 
 impl Weak {
@@ -61,19 +61,10 @@ impl Weak {
 }
 
 impl Drop for Weak {
-    /// Before a daemon is waited for, also where a test fails.
+    /// Also if a test fails: a hung daemon could not be waited for.
     fn drop(&mut self) {
         self.each("resume");
     }
-}
-
-/// How many threads of a process the kernel holds where no signal gets through.
-fn held(pid: u32) -> u64 {
-    let task = format!("/proc/{pid}/task");
-    let is_held = |thread: &String| {
-        sys(&format!("{task}/{thread}/status")).is_some_and(|status| status.contains("State:\tD"))
-    };
-    names(&task).iter().filter(|thread| is_held(thread)).count() as u64
 }
 
 #[test]
@@ -131,8 +122,8 @@ fn a_change_under_way_is_finished_and_answered_before_the_end() {
     weak.assert_written();
 }
 
-/// The kernel lets no process go that it holds; but this one has done what there
-/// is to do, and another one can take its place.
+/// A process with a hung system call cannot end. But it has finished its work by then, and
+/// another daemon can take its place.
 #[test]
 fn a_change_that_stays_hung_does_not_keep_the_daemon() {
     let mut guest = guest();

@@ -1,5 +1,5 @@
-//! The daemon's own life: killed at any moment, asked by many at once, held up
-//! by a slow kernel call; and what it costs.
+//! The daemon itself: killed at any moment, asked by many clients at once, and delayed by a
+//! slow call of the kernel; its memory and its start.
 
 use std::collections::HashSet;
 use std::fs;
@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 
 use crate::support::data::{PAGE, Random, assert_same_data, noise, read, write};
 use crate::support::kernel::{
-    attribute, eventually, holders, is_suspended, mappings, names, policies, ram_disks, settle, size,
+    attribute, eventually, held, holders, is_suspended, mappings, names, policies, ram_disks, settle, size,
 };
 use crate::support::{Client, Daemon, Guest, MIB, guest, meanwhile, sh, sys};
 
-/// The lists say what the kernel has, and the kernel has nothing half-made.
+/// The lists show what the kernel has, and nothing in the kernel is incomplete.
 fn assert_truth(client: &Client) {
     settle();
     let volumes = client.read("listRapidDiskVolumes");
@@ -54,7 +54,7 @@ fn assert_truth(client: &Client) {
 #[test]
 fn killed_between_any_two_requests_it_goes_on_with_what_the_kernel_has() {
     let mut guest = guest();
-    // The one before writeback, which is another one where there are three.
+    // The policy before writeback: write-around if this guest has it.
     let other = policies()[policies().len() - 2];
     let remove_other = format!("removeRapidDiskCache/rc-{}_sda", abbreviated(other));
     let create_other = format!("createRapidDiskCache/rd0/sda/{other}");
@@ -86,7 +86,7 @@ fn killed_between_any_two_requests_it_goes_on_with_what_the_kernel_has() {
     ];
     let data = noise(1, MIB as usize);
     for change in script {
-        // Each is refused by a daemon that remembers less than the kernel does.
+        // A daemon that did not ask the kernel what is there would refuse the change.
         guest.change(change);
         if change.ends_with("sdb/writeback") {
             write("/dev/mapper/rc-wb_sdb", MIB, &data);
@@ -98,7 +98,7 @@ fn killed_between_any_two_requests_it_goes_on_with_what_the_kernel_has() {
     assert_same_data("sdb", &read("/dev/sdb", MIB, data.len()), &data);
 }
 
-/// Makes and removes a disk and a cache; whether all was answered.
+/// Makes and removes a disk and a cache. Returns whether every request was answered.
 fn change(client: Client, policy: &str) -> bool {
     let ask = |path: &str| client.try_request("POST", &format!("/v1/{path}"));
     let made = [
@@ -126,7 +126,7 @@ fn killed_in_the_middle_of_changes_it_repairs_what_was_half_made() {
     guest.disk(8);
     let mut random = Random::new(2024);
     let mut found_mapped = 0;
-    // However slow this machine is, the daemon is killed at any point of the changes.
+    // How long the changes take on this machine: the daemon is killed at any point of them.
     let begin = std::time::Instant::now();
     assert!(change(*guest, "writeback"));
     let span = begin.elapsed().as_millis() as u64;
@@ -136,6 +136,7 @@ fn killed_in_the_middle_of_changes_it_repairs_what_was_half_made() {
         let delay = Duration::from_millis(random.below(span));
         std::thread::scope(|scope| {
             scope.spawn(|| while change(client, policy) {});
+            // At a random moment: this does not wait for anything.
             std::thread::sleep(delay);
             guest.daemon().kill_between_calls();
         });
@@ -148,7 +149,7 @@ fn killed_in_the_middle_of_changes_it_repairs_what_was_half_made() {
         for disk in ram_disks().iter().filter(|disk| *disk != "rd0") {
             guest.change(&format!("removeRapidDisk/{disk}"));
         }
-        // It may have been killed before it cleared the disk of a removed cache.
+        // The daemon may have been killed after a cache was removed and before its disk was cleared.
         guest.change("flushRapidDisk/rd0");
     }
     assert!(found_mapped > 0, "never killed while a cache was there");
@@ -159,7 +160,7 @@ fn what_an_earlier_daemon_left_half_made_is_repaired() {
     let mut guest = guest();
     guest.disk(8);
     guest.cache("rd0", "sda", "write-through");
-    // Suspended, as by a removal that was cut short; its node lost.
+    // Suspended, as after a removal that did not finish, and without its node.
     sh("dmsetup suspend rc-wt_sda; rm /dev/mapper/rc-wt_sda");
     guest.kill_and_restart();
     eventually("it runs again", || !is_suspended("rc-wt_sda"));
@@ -172,14 +173,14 @@ fn what_an_earlier_daemon_left_half_made_is_repaired() {
     assert_eq!(mappings(), ["rc-wt_sda"]);
 }
 
-/// It may be what that one is in the middle of.
+/// The other daemon may be making it at that moment.
 #[test]
 fn what_looks_half_made_is_not_touched_while_another_daemon_is_running() {
     let mut guest = guest();
     sh("dmsetup create --notable -u rapiddiskd-rc-wa_sdb rc-wa_sdb");
     let mut second = Daemon::start(&[]);
     assert_eq!(mappings(), ["rc-wa_sdb"]);
-    // The one that was alone is not there any more, but the other is.
+    // The daemon that started first is gone, but the second one still runs.
     guest.kill_and_restart();
     assert_eq!(mappings(), ["rc-wa_sdb"]);
     second.kill();
@@ -199,7 +200,7 @@ fn what_others_made_is_left_as_they_made_it() {
     assert_eq!(guest.caches(), [] as [Value; 0]);
 }
 
-/// A listing that could have been true at some moment.
+/// A listing as it can be while disks of 1 MiB are made and removed.
 fn assert_well_formed(client: &Client) {
     let volumes = client.read("listRapidDiskVolumes");
     let disks = volumes["volumes"][0]["rapiddisk"].as_array().expect("disks");
@@ -275,7 +276,7 @@ fn of_eight_clients_that_want_the_same_one_gets_it() {
         guest.disk(4);
     }
     for (policy, cache) in [("write-through", "rc-wt_sda"), ("writeback", "rc-wb_sda")] {
-        // The same source for eight disks, and the same cache removed eight times.
+        // Eight caches of the same source are asked for, and eight removals of the one that is made.
         let create = |number| format!("createRapidDiskCache/rd{number}/sda/{policy}");
         assert_one_of_eight(&all_at_once(client, create), &[409]);
         assert_eq!(mappings(), [cache]);
@@ -298,7 +299,7 @@ fn the_limit_holds_for_eight_clients_at_once() {
     assert_eq!(ram_disks(), ["rd0", "rd1"]);
 }
 
-/// Runs a request that must be answered soon, whatever else hangs.
+/// Runs a request that must be answered soon, although something else hangs.
 pub fn promptly<T>(what: &str, ask: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let reply = ask();
@@ -308,7 +309,7 @@ pub fn promptly<T>(what: &str, ask: impl FnOnce() -> T) -> T {
 
 #[test]
 fn a_change_that_hangs_in_the_kernel_holds_up_nobody_else() {
-    let guest = guest();
+    let mut guest = guest();
     sh("echo '0 65536 linear /dev/sda 0' | dmsetup create weak");
     settle();
     sh("[ -e /dev/mapper/weak ] || ln -s ../dm-0 /dev/mapper/weak");
@@ -318,10 +319,10 @@ fn a_change_that_hangs_in_the_kernel_holds_up_nobody_else() {
     write("/dev/mapper/rc-wb_weak", 0, &data);
     settle();
     sh("dmsetup suspend --noflush weak");
-    let client = *guest;
+    let (client, pid) = (*guest, guest.daemon().pid());
     std::thread::scope(|scope| {
         let removal = scope.spawn(move || client.post("removeRapidDiskCache/rc-wb_weak"));
-        std::thread::sleep(Duration::from_millis(500));
+        eventually("the removal hangs", || held(pid) == 1);
         assert!(!removal.is_finished(), "it does not hang: this test proves nothing");
         for _ in 0..2 {
             promptly("checkServiceStatus", || client.read("checkServiceStatus"));
@@ -334,7 +335,7 @@ fn a_change_that_hangs_in_the_kernel_holds_up_nobody_else() {
             promptly("resizeRapidDisk", || client.change(&format!("resizeRapidDisk/{disk}/5")));
             promptly("removeRapidDisk", || client.change(&format!("removeRapidDisk/{disk}")));
         }
-        // What it holds stays held, and is not waited for without end.
+        // What the hung removal uses stays in use, and nobody waits for it without end.
         client.post("removeRapidDisk/rd0").failure(409, &["rd0"]);
         assert!(!removal.is_finished());
         sh("dmsetup resume weak");
@@ -344,7 +345,7 @@ fn a_change_that_hangs_in_the_kernel_holds_up_nobody_else() {
     assert_eq!(mappings(), ["weak"]);
 }
 
-/// Past the harness, which keeps what a passing test prints to itself.
+/// Prints a line even if the test passes: the harness holds back what `println!` prints.
 fn report(line: &str) {
     writeln!(std::io::stdout(), "{line}").expect("stdout");
 }
@@ -383,7 +384,7 @@ fn the_first_answer_comes_soon_after_the_start() {
     let mut guest = guest();
     let start = Instant::now();
     guest.kill_and_restart();
-    // Never asserted: it is the machine's speed as much as the daemon's.
+    // Not asserted, because the time depends on the machine as well.
     report(&format!("first answer {:.1} ms after kill and exec", start.elapsed().as_secs_f64() * 1e3));
     guest.read("checkServiceStatus");
 }

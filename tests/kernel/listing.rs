@@ -1,4 +1,4 @@
-//! What is there, as the reads tell it.
+//! What the lists say of the kernel's disks, caches and targets.
 
 use std::fs;
 
@@ -89,7 +89,7 @@ fn real_disks_are_listed_and_nothing_else() {
     let scsi =
         |name: &str| json!({"device": name, "size": 64 * MIB, "vendor": "Linux", "model": "scsi_debug"});
     assert_eq!(resources(&guest), [scsi("sda"), scsi("sdb")]);
-    // Neither RAM disks, nor caches, nor other mappings, nor detached loops.
+    // RAM disks, caches, other mappings and detached loop devices are not listed.
     let disk = guest.disk(8);
     guest.cache(&disk, "sda", "write-through");
     sh("modprobe loop; echo '0 2048 linear /dev/sdb 0' | dmsetup create other");
@@ -104,7 +104,7 @@ fn real_disks_are_listed_and_nothing_else() {
     assert_eq!(devices(&resources(&guest)), ["sda", "sdb"]);
 }
 
-/// Fields of the reference.
+/// Fields that the reference daemon has.
 const PROSE: [&str; 13] = [
     "reads",
     "writes",
@@ -166,12 +166,12 @@ fn a_mapping_that_only_looks_like_a_cache_is_none() {
     guest.refuses("removeRapidDiskCache/rc-wt_sdb", 404, &["rc-wt_sdb"]);
     let disk = guest.disk(8);
     guest.refuses(&format!("createRapidDiskCache/{disk}/sda/nonsense"), 400, &["nonsense"]);
-    // The name is taken, whatever it is.
+    // The name is in use, whatever has it.
     sh("echo '0 2048 linear /dev/sdb 0' | dmsetup create rc-wt_sda");
     guest.refuses(&format!("createRapidDiskCache/{disk}/sda/write-through"), 409, &["rc-wt_sda"]);
 }
 
-/// What only RapidDisk's module has.
+/// With RapidDisk's modules only.
 mod rapiddisk {
     use super::*;
 
@@ -197,7 +197,7 @@ mod rapiddisk {
             let pages = 1 + (number % 5) as usize;
             write(&format!("/dev/rd{number}"), 0, &noise(number, pages * PAGE));
         }
-        // The reason for this test: the module's own list ends before.
+        // The reason for this test: the module's own list ends before the last disk.
         let own = fs::read_to_string("/sys/kernel/rapiddisk/devices").expect("the module's list");
         assert!(own.len() <= PAGE && !own.contains("rd299"), "the module lists them all: {}", own.len());
         let disks = guest.disks();

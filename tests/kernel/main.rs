@@ -2,10 +2,9 @@
 //! devices and kill the daemon. They run as root inside the guest of
 //! `tests/guest/boot` and refuse to run anywhere else.
 //!
-//! Each test has the guest for itself, whatever the harness does: see
-//! [`support::Guest`]. Those of the modules `reference` and `bench` need the
-//! reference daemon: they run alone (`-- reference::`), the others without them
-//! (`-- --skip reference:: --skip bench::`).
+//! Each test has the guest for itself, with any number of test threads: see
+//! [`support::Guest`]. The modules `reference` and `bench` need the guest that has the
+//! reference daemon; `tests/run` and `tests/bench` run them there.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! With no module loaded the daemon runs and says what to load; what was missing
-//! works the moment it is there.
+//! Without any module the daemon runs, and says what to load. Once a module is loaded, what
+//! needs it works at once.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::support::{Guest, clean, guest, guest_after, sh, sys};
 fn unavailable(guest: &Guest, method: &str, path: &str, words: &[&str]) {
     let reply = guest.request(method, &format!("/v1/{path}"));
     reply.failure(503, words);
-    // That is for a saturated server: asking again would not help.
+    // Retry-After is for a saturated server. Here another attempt would not help.
     assert_eq!(reply.field("retry-after"), None, "{reply:?}");
 }
 
@@ -65,7 +65,7 @@ fn modules_may_go_and_come_back_under_the_daemon() {
     guest.cache("rd0", "sda", "writeback");
 }
 
-/// Where there are RapidDisk's.
+/// With RapidDisk's modules only.
 mod rapiddisk {
     use super::*;
 
@@ -93,7 +93,7 @@ mod rapiddisk {
         unavailable(&guest, "POST", "removeRapidDiskCache/rc-wt_sda", &["modprobe dm-mod"]);
         assert_eq!(guest.disks().len(), 1);
 
-        // The kernel would load what it can by itself.
+        // Otherwise the kernel loads the target by itself.
         let helper = sys("/proc/sys/kernel/modprobe").expect("the kernel's helper");
         sh("modprobe dm-mod");
         put("/proc/sys/kernel/modprobe", "/nowhere");

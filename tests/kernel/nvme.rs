@@ -1,4 +1,4 @@
-//! NVMe targets, made by hand in configfs, as the lists show them.
+//! How the lists show NVMe targets that somebody made in configfs.
 
 use serde_json::json;
 
@@ -21,7 +21,7 @@ fn configure(script: &str) {
     sh(&format!("set -e; cd {TREE}; {script}"));
 }
 
-/// Port 1 on the loopback.
+/// A script that makes port 1 on the loopback.
 const PORT: &str = "mkdir ports/1; cd ports/1; echo tcp >addr_trtype; echo ipv4 >addr_adrfam
     echo 127.0.0.1 >addr_traddr; echo 4420 >addr_trsvcid; cd ../..;";
 
@@ -110,7 +110,7 @@ fn an_initiator_sees_the_new_size_of_an_exported_disk() {
     assert!(is_listed, "{listed}");
     guest.change("resizeRapidDisk/rd0/40");
     eventually("the initiator has the new size", || disk().and_then(|disk| size(&disk)) == Some(40 * MIB));
-    // It cannot shrink under the initiator.
+    // A connected disk cannot be made smaller.
     guest.refuses("resizeRapidDisk/rd0/20", 409, &["rd0", "namespace 1", nqn]);
     guest.refuses("removeRapidDisk/rd0", 409, &["rd0", "namespace 1", nqn]);
     sh("nvme disconnect-all");

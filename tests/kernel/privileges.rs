@@ -1,5 +1,5 @@
-//! The capabilities that the daemon keeps: enough for all it does, which every
-//! other test shows, and none of them for nothing, which these show.
+//! The capabilities that the daemon keeps. Every other test shows that they are enough; these
+//! show that each of them is needed.
 
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -11,7 +11,7 @@ use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use crate::support::kernel::{eventually, is_stock, names};
 use crate::support::{Client, begin, clean, guest, sys};
 
-/// A daemon that was never given one of the capabilities.
+/// A daemon that is started without one of the capabilities.
 struct Deprived(Child, Client);
 
 impl Deprived {
@@ -90,7 +90,7 @@ fn its_memory_is_closed_to_those_who_may_not_trace_it() {
         unsafe { command.arg(&path).pre_exec(deprive) }.output().expect("cat").status.success()
     };
     assert!(!reads(CapabilitySet::SYS_PTRACE), "root without CAP_SYS_PTRACE reads it");
-    // The same without another one: what keeps the first out is that capability.
+    // Without another capability it can be read: so the first failure is due to that one.
     assert!(reads(CapabilitySet::SYS_BOOT));
 }
 
@@ -100,7 +100,7 @@ fn without_sys_admin_there_are_no_mappings_and_no_locks() {
     clean::load();
     let daemon = Deprived::of(CapabilitySet::SYS_ADMIN);
     if is_stock() {
-        // A RAM disk takes a mount and a loop device there.
+        // In this guest a RAM disk needs a mount and a loop device.
         daemon.1.post("createRapidDisk/8").failure(500, &["mount", "Operation not permitted"]);
         return;
     }
@@ -126,8 +126,8 @@ fn without_net_bind_service_there_are_no_exports_below_1024() {
     export(&daemon.1).failure(500, &["Permission denied"]);
 }
 
-/// Shows that a stranger's open descriptor counts for a daemon with all
-/// capabilities, and that one without this cannot tell, and therefore refuses.
+/// A daemon with all capabilities sees that a process of another user has a disk open. One
+/// without this capability cannot know, and therefore refuses.
 fn cannot_tell_without(capability: CapabilitySet) {
     {
         let guest = guest();

@@ -1,5 +1,5 @@
-//! The end of the machine: what writeback caches hold gets to their sources, exports
-//! end, and a device that does not answer holds up nothing but itself.
+//! Before the machine is switched off: writeback caches write their data to their sources,
+//! exports end, and a device that does not answer delays nothing else.
 
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use crate::support::data::{MIB, assert_same_data, noise, read, write};
 use crate::support::kernel::{Process, eventually, mappings, settle};
 use crate::support::{Guest, guest, sh};
 
-/// Quiesces with the daemon gone, as at the end of the machine; and how long it took.
+/// Kills the daemon and quiesces, as when the machine is switched off. Returns how long it took.
 pub fn quiesce(guest: &mut Guest) -> (Output, Duration) {
     guest.daemon().kill();
     let begin = Instant::now();
@@ -47,7 +47,7 @@ fn all_data_is_on_the_sources_and_nothing_is_exported() {
     for source in ["sda", "sdb"] {
         assert_same_data(source, &read(&format!("/dev/{source}"), MIB, data.len()), &data);
     }
-    // There is nothing more to do, and that is no failure.
+    // A second time there is nothing to do, which is no failure.
     let (output, _) = quiesce(&mut guest);
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }
@@ -85,11 +85,11 @@ fn a_source_that_hangs_holds_up_nothing_but_itself() {
     let (output, time) = quiesce(&mut guest);
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     assert!(text(&output).contains("in time"), "{}", text(&output));
-    // 30 s, and what a slow guest takes.
+    // 30 s, and some more on a slow machine.
     assert!((Duration::from_secs(30)..Duration::from_secs(40)).contains(&time), "{time:?}");
     assert_same_data("the other source", &read("/dev/sdb", MIB, data.len()), &data);
     assert_eq!(mappings(), ["rc-wb_slow", "slow"]);
-    // What was left to itself comes to its end once the device answers again.
+    // The removal that was not waited for finishes once the device answers again.
     sh("dmsetup resume slow");
     eventually("the cache is gone", || mappings() == ["slow"]);
     assert_same_data("the slow source", &read("/dev/sda", MIB, data.len()), &data);

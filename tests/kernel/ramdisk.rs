@@ -57,7 +57,7 @@ fn usage_is_the_memory_that_was_written_to() {
     write("/dev/rd0", 2 * MIB, &noise(1, 5 * MIB as usize));
     assert_eq!(guest.listed("rd0")["usage"], 5 * MIB);
     assert_eq!(used("rd0"), Some(5 * MIB));
-    // The same pages again take no more, and reading takes none.
+    // Writing to the same pages again takes no more memory, and reading takes none.
     write("/dev/rd0", 2 * MIB, &noise(2, MIB as usize));
     read("/dev/rd0", 0, 16 * MIB as usize);
     assert_eq!(guest.listed("rd0")["usage"], 5 * MIB);
@@ -73,11 +73,11 @@ fn a_flushed_disk_holds_no_memory_and_reads_as_zero() {
     assert_eq!((used("rd0"), size("rd0")), (Some(0), Some(16 * MIB)));
     assert_eq!(guest.listed("rd0")["usage"], 0);
     assert_zero("rd0", &read("/dev/rd0", 0, 16 * MIB as usize));
-    // Through the page cache as well.
+    // The same through the page cache.
     assert_zero("rd0", &fs::read("/dev/rd0").expect("rd0"));
     write("/dev/rd0", 8 * MIB, &noise(2, PAGE));
     assert_eq!(guest.listed("rd0")["usage"], PAGE);
-    // An empty one is flushed as well.
+    // A disk that holds nothing can be flushed as well.
     guest.change("flushRapidDisk/rd0");
     guest.change("flushRapidDisk/rd0");
 }
@@ -94,10 +94,10 @@ fn a_removed_disk_gives_its_memory_back() {
     guest.change("removeRapidDisk/rd0");
     assert_eq!(ram_disks(), [""; 0]);
     assert!(!Path::new("/dev/rd0").exists());
-    // What else runs takes or gives a little.
+    // Not exactly 128 MiB, because other processes take or free a little.
     eventually("128 MiB are free again", || free() > full + 120 * MIB);
     guest.post("removeRapidDisk/rd0").failure(404, &["rd0"]);
-    // The next one of that name is another one.
+    // The next disk of that name has nothing of the earlier one.
     guest.disk(8);
     assert_zero("rd0", &read("/dev/rd0", 0, 8 * MIB as usize));
 }
@@ -134,7 +134,7 @@ fn a_disk_shrinks_down_to_what_was_written_and_no_further() {
     guest.change("resizeRapidDisk/rd0/32");
     assert_same_data("rd0", &read("/dev/rd0", 9 * MIB, data.len()), &data);
     assert_zero("rd0", &read("/dev/rd0", 12 * MIB, 20 * MIB as usize));
-    // Once it is empty it may be as small as can be.
+    // An empty disk can have the smallest size.
     guest.change("flushRapidDisk/rd0");
     guest.change("resizeRapidDisk/rd0/1");
     assert_eq!(size("rd0"), Some(MIB));
@@ -159,7 +159,7 @@ fn a_disk_with_data_in_its_last_block_is_not_cut() {
     // The last page below the new end, and the first one above.
     write("/dev/rd0", 8 * MIB - PAGE as u64, &noise(7, PAGE));
     let highest = fingerprint("/dev/rd0");
-    // The module takes a size above the highest block only.
+    // The module only takes a size above the highest block that was written.
     guest.post("resizeRapidDisk/rd0/9").success();
     assert_eq!(size("rd0"), Some(9 * MIB));
     guest.change("resizeRapidDisk/rd0/16");
@@ -268,14 +268,14 @@ fn half_of_the_memory_is_a_limit_too() {
     guest.disk(total / 2 / MIB);
 }
 
-/// What only RapidDisk's module has.
+/// With RapidDisk's modules only.
 mod rapiddisk {
     use super::*;
 
     #[test]
     fn disks_that_are_over_the_limit_already_may_still_shrink() {
         let guest = guest_with(&["--memory-limit", "16"]);
-        // Not made by the daemon, yet counted.
+        // A disk that the daemon did not make counts as well.
         put("/sys/kernel/rapiddisk/mgmt", "rapiddisk attach 5 33554432");
         guest.refuses("createRapidDisk/1", 507, &["32 MiB"]);
         guest.refuses("resizeRapidDisk/rd5/33", 507, &[]);
@@ -283,7 +283,7 @@ mod rapiddisk {
         assert_eq!(size("rd5"), Some(20 * MIB));
     }
 
-    /// The module takes so many disks only.
+    /// The module has a limit for the number of disks.
     fn with_three_disks_at_most() -> Guest {
         guest_after(&[], || {
             sh("modprobe rapiddisk rd_max_nr=3");
@@ -308,7 +308,7 @@ mod rapiddisk {
     #[test]
     fn disks_that_the_module_made_itself_are_disks_like_any_other() {
         let guest = guest_after(&[], || {
-            // Not MiB, whatever its description says: 2 KiB each.
+            // The unit of rd_size is 2 KiB, although its description says MiB.
             sh("modprobe rapiddisk rd_nr=2 rd_size=4096");
             sh(&format!("modprobe -a {}", clean::RAPIDDISK));
         });

@@ -1,10 +1,10 @@
-//! RapidDisk's module beside the kernel's own drivers.
+//! RapidDisk's modules together with the kernel's own drivers.
 
 use crate::support::data::{MIB, PAGE, assert_zero, noise, read, write};
 use crate::support::kernel::{mappings, put, ram_disks, settle, size};
 use crate::support::{Guest, guest, guest_with, sh};
 
-/// A guest with both, where the kernel's own makes the disks.
+/// A guest with both, where the daemon makes RAM disks behind loop devices.
 fn loop_guest(options: &[&str]) -> Guest {
     let guest = guest_with(&[&["--ram-driver", "loop"], options].concat());
     sh("modprobe loop");
@@ -17,7 +17,7 @@ fn both_kinds_of_disks_stand_side_by_side() {
     sh("modprobe loop");
     assert_eq!((guest.disk(8), &guest.listed("rd0")["driver"]), ("rd0".into(), &"rapiddisk".into()));
     drop(guest);
-    // The module's disk would go with the test's end.
+    // A new guest, since the end of the first one removes the module's disk.
     let guest = loop_guest(&["--memory-limit", "64"]);
     put("/sys/kernel/rapiddisk/mgmt", &format!("rapiddisk attach 0 {}", 8 * MIB));
     for (name, driver) in [("rd0", "rapiddisk"), ("rd1", "loop"), ("rd2", "loop")] {
@@ -36,7 +36,7 @@ fn both_kinds_of_disks_stand_side_by_side() {
         guest.change(&format!("lockRapidDisk/{disk}"));
         guest.change(&format!("unlockRapidDisk/{disk}"));
     }
-    // The module's cache takes any disk, as a disk of either kind does any cache.
+    // Both kinds of caches can be made on both kinds of disks.
     guest.cache("rd1", "sda", "write-through");
     guest.cache("rd0", "sdb", "writeback");
     assert_eq!((&guest.caches()[0]["cache"], &guest.caches()[1]["cache"]), (&"rd0".into(), &"rd1".into()));

@@ -1,4 +1,4 @@
-//! Requests that are wrong in themselves, or name what does not exist.
+//! Requests that are malformed, or that name something that does not exist.
 
 use crate::support::{Client, guest};
 
@@ -102,7 +102,7 @@ fn wrong_sizes_are_refused() {
         guest.post(&format!("createRapidDisk/{size}")).failure(400, &[]);
         guest.post(&format!("resizeRapidDisk/rd0/{size}")).failure(400, &[]);
     }
-    // Not even well-formed.
+    // Malformed.
     for size in ["8%", "8%2", "%zz", "%ff"] {
         guest.post(&format!("createRapidDisk/{size}")).failure(400, &["percent"]);
     }

@@ -1,4 +1,4 @@
-//! What a cache can stand in front of, and what not.
+//! Which devices can be the source of a cache, and which cannot.
 
 use std::fs;
 use std::path::Path;
@@ -120,7 +120,7 @@ fn a_source_that_ends_within_a_page_is_cached_to_its_last_sector() {
     let guest = guest();
     make_partition("sda", 2048, 20_483);
     assert_cacheable(&guest, 8, "sda1", &policies()[..policies().len() - 1]);
-    // This target has blocks of 4096 bytes and could not hold the end.
+    // The target of writeback has blocks of 4096 bytes and would leave out the end.
     let disk = guest.disk(8);
     guest.refuses(&format!("createRapidDiskCache/{disk}/sda1/writeback"), 409, &["sda1", "4096"]);
 }
@@ -164,7 +164,7 @@ fn blocks_of_4096_bytes_are_refused_where_the_target_cannot_do_them() {
     let guest = guest();
     let source = make_loop(24, 4096);
     let disk = guest.disk(8);
-    // RapidDisk's own target cannot; the kernel's can.
+    // RapidDisk's target cannot do it; the kernel's own can.
     let (cannot, can) = policies().split_at(if is_stock() { 0 } else { 2 });
     for policy in cannot {
         guest.refuses(
@@ -215,7 +215,7 @@ fn what_is_no_block_device_is_no_source() {
         }
     }
     assert_eq!(mappings(), [""; 0]);
-    // A RAM disk is no slower than its cache.
+    // A cache of a RAM disk would not be faster than the disk.
     guest.disk(8);
     guest.refuses("createRapidDiskCache/rd0/rd1/write-through", 400, &["rd1"]);
     guest.refuses("createRapidDiskCache/rd0/rd0/writeback", 400, &["rd0"]);

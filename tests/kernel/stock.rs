@@ -1,5 +1,5 @@
-//! RAM disks behind loop devices: what they consist of, what is left of them when
-//! the daemon is killed between any two system calls.
+//! RAM disks behind loop devices: what they consist of, and that nothing incomplete is left if
+//! the daemon is killed before any system call of a change.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -17,13 +17,13 @@ use crate::support::{Guest, clean, guest, guest_after, guest_with, sh, sys};
 /// A guest that has the loop driver and, if asked for, RapidDisk's modules.
 fn loop_guest(options: &[&str]) -> Guest {
     let guest = guest_with(&[&["--ram-driver", "loop"], options].concat());
-    // Not among the modules of a guest that has RapidDisk's.
+    // A guest with RapidDisk's modules does not load it otherwise.
     sh("modprobe loop");
     guest
 }
 
-/// Each disk is whole: a file, a loop device of its size over it that stays, and a
-/// link; and nothing is there besides.
+/// Each disk is complete: a file, an attached loop device of its size, and a link. There is
+/// nothing else.
 fn assert_whole() {
     settle();
     let disks: Vec<_> = names(POOL);
@@ -54,7 +54,7 @@ fn a_disk_is_a_file_that_only_root_can_reach_and_a_device_of_512_byte_blocks() {
     assert_eq!(sh(&format!("stat -f -c %T {POOL}")), "tmpfs");
     assert_eq!(sh(&format!("df -m {POOL} | awk 'END {{ print $2 }}'")), "96");
     assert_whole();
-    // Up to the last byte of the limit.
+    // The disks may take the limit up to its last byte.
     assert_eq!(guest.disk(80), "rd1");
     for (disk, mib) in [("rd0", 16), ("rd1", 80)] {
         write(&format!("/dev/{disk}"), 0, &noise(1, (mib * MIB) as usize));
@@ -75,7 +75,7 @@ fn who_gets_the_device_of_a_removed_disk_gets_nothing_else_of_it() {
     guest.change("removeRapidDisk/rd0");
     sh(&format!("truncate -s 8M /tmp/test/file && /usr/sbin/losetup /dev/{device} /tmp/test/file"));
     write(&format!("/dev/{device}"), 0, &noise(1, MIB as usize));
-    // Nor is its own read-only state anybody else's.
+    // The next disk on this loop device is not read-only.
     sh(&format!("blockdev --setro /dev/{device} && /usr/sbin/losetup -d /dev/{device}"));
     assert_eq!(guest.disk(8), "rd0");
     assert_eq!(guest.listed("rd0")["status"], "unlocked");
@@ -95,7 +95,7 @@ fn a_lower_limit_takes_nothing_from_the_disks_there_are() {
         write(&format!("/dev/{disk}"), 0, &noise(1, 40 * MIB as usize));
     }
     settle();
-    // What was detached by hand still counts.
+    // A disk whose loop device somebody detached still counts.
     sh(&format!("/usr/sbin/losetup -d /dev/{}", device("rd1")));
     eventually("it is detached", || device("rd1") == "rd1");
     lower.post("createRapidDisk/1").failure(507, &["80 MiB"]);
@@ -114,7 +114,7 @@ fn other_loop_devices_are_none_of_its_business() {
     assert_eq!(listed, ["loop0", "sda", "sdb"], "attached loop devices are disks, RAM disks are not");
     guest.change("removeRapidDisk/rd0");
     assert_eq!(loops(), [("loop0".to_owned(), "/tmp/test/rd0".to_owned())]);
-    // What has the place of a node keeps it.
+    // A file that is where the link would be is not replaced.
     sh("touch /dev/rd0");
     guest.refuses("createRapidDisk/8", 409, &["/dev/rd0"]);
     fs::remove_file("/dev/rd0").expect("the file");
@@ -143,8 +143,8 @@ fn what_others_did_to_a_disk_is_put_right_at_the_next_start() {
     assert_eq!(sh(&format!("df -m {POOL} | awk 'END {{ print $2 }}'")), "64");
 }
 
-/// Kills the daemon right before system call number `nth` of this kind that `change`
-/// makes; whether it was answered, since it makes fewer.
+/// Kills the daemon right before the `nth` system call of this kind that `change` makes. Returns
+/// whether `change` was answered, because it makes fewer such calls.
 fn killed_before(guest: &mut Guest, call: &str, nth: u32, change: &str) -> bool {
     let pid = guest.daemon().pid();
     let inject = format!("inject={call}:signal=KILL:when={nth}");
@@ -165,7 +165,7 @@ fn killed_before(guest: &mut Guest, call: &str, nth: u32, change: &str) -> bool 
 fn killed_before_any_system_call_of_a_change_it_leaves_whole_disks() {
     let data = noise(9, 2 * MIB as usize);
     let changes = [
-        // What is asked for, the size before in MiB, and the size after.
+        // The request, and the size in MiB before it and after it.
         ("createRapidDisk/8", 0, 8),
         ("resizeRapidDisk/rd0/24", 16, 24),
         ("resizeRapidDisk/rd0/8", 16, 8),
@@ -235,7 +235,7 @@ fn without_either_module_it_says_which_to_load() {
     sh("modprobe loop");
     assert_eq!(guest.disk(8), "rd0");
     eventually("the status has it", || guest.read("checkServiceStatus")["ram_driver"] == "loop");
-    // RAM disks do without device-mapper; caches say what they need.
+    // RAM disks do not need device-mapper; a request for a cache says that it does.
     assert!(!clean::is_loaded("dm-mod"));
     guest.refuses("createRapidDiskCache/rd0/sda/write-through", 503, &["modprobe dm-mod"]);
     guest.change("resizeRapidDisk/rd0/16");
@@ -256,8 +256,8 @@ fn without_either_module_it_says_which_to_load() {
     }
 }
 
-/// Each write takes 16 s, and what makes it last 10, more than once: longer in all than a
-/// device may be silent.
+/// Each write takes 16 s and each flush 10 s, and there is more than one: together they take longer
+/// than the daemon waits for a device that makes no progress.
 #[test]
 fn a_slow_source_gets_the_time_that_its_data_takes() {
     let mut guest = guest();

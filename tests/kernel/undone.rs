@@ -1,5 +1,5 @@
-//! Exports that fail in each of their steps, that were left half-made, or that are
-//! not ours: nothing is left behind, let in or taken apart.
+//! Exports that fail in each of their steps, that were left incomplete, or that somebody else
+//! made: nothing is left behind, no host is let in, and nothing of others is changed.
 
 use crate::export::{
     HOST, STRANGER, TREE, attribute, connect, connected_disk, disconnect, export, guest_with_port, tree,
@@ -7,7 +7,7 @@ use crate::export::{
 use crate::support::kernel::{State, mounted_out_of_sight, names, put};
 use crate::support::{Guest, MIB, sh, sys};
 
-/// Makes a place of the tree read-only, so that the step which writes there fails.
+/// Makes a directory of the tree read-only, so that the step that writes there fails.
 struct ReadOnly(String);
 
 impl ReadOnly {
@@ -24,7 +24,7 @@ impl Drop for ReadOnly {
     }
 }
 
-/// A request that fails in the step which writes to `below`, and is undone.
+/// A request that fails in the step that writes to `below`, and is undone.
 fn fails_at(guest: &Guest, below: &str, path: &str) {
     let before = State::now();
     let read_only = ReadOnly::new(below);
@@ -43,7 +43,7 @@ fn each_step_of_an_export_that_fails_is_undone() {
     for below in ["hosts", "subsystems", "ports/1/subsystems"] {
         fails_at(&guest, below, &to_host);
     }
-    // What a step writes into must be there: as a killed daemon may have left it.
+    // The directory of each step must exist, as a killed daemon may have left it.
     let subsystem = format!("subsystems/{nqn}");
     sh(&format!("mkdir {TREE}/{subsystem}; echo 1 >{TREE}/{subsystem}/attr_allow_any_host"));
     for step in ["attr_serial", "attr_model", "attr_allow_any_host", "allowed_hosts", "namespaces"] {
@@ -54,7 +54,7 @@ fn each_step_of_an_export_that_fails_is_undone() {
     sh(&format!("echo -n /dev/rd0 >{TREE}/{subsystem}/namespaces/1/device_path"));
     fails_at(&guest, &format!("{subsystem}/namespaces/1/enable"), &to_host);
     fails_at(&guest, "ports/1/subsystems", &to_host);
-    // Nothing of all that is in the way of the same export now.
+    // After all this the same export works.
     assert_eq!(export(&guest, &format!("rd0/1/{HOST}")), nqn);
     assert!(connect("tcp", "127.0.0.1", &nqn, HOST) && connected_disk(8 * MIB).starts_with("nvme"));
     disconnect();
@@ -111,7 +111,7 @@ fn a_target_of_our_name_that_others_made_is_never_taken_apart() {
     guest.disk(8);
     let nqn = export(&guest, "rd0/1").replace("-rd0", "-rd5");
     guest.change("removeNVMeTarget/rd0");
-    // rd5 does not exist; what bears its name exports real disks.
+    // rd5 does not exist; a target with its name exports real disks.
     sh(&format!(
         "cd {TREE}/subsystems; mkdir {nqn}; cd {nqn}/namespaces; for n in 1 2; do mkdir $n; done
          echo -n /dev/sda >1/device_path; echo -n /dev/sdb >2/device_path; echo 1 >1/enable; echo 1 >2/enable"

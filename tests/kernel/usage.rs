@@ -1,5 +1,5 @@
-//! Nothing that somebody uses is taken away from under him, and the refusal says
-//! who it is: for RAM disks, for sources of caches, and for the caches.
+//! Nothing is taken away while somebody uses it, and the refusal says who uses it: for RAM
+//! disks, for sources of caches, and for caches.
 
 use crate::support::data::{noise, write};
 use crate::support::kernel::{self, Process, device, eventually, mounted_out_of_sight, put, settle, size};
@@ -8,7 +8,7 @@ use crate::support::{Guest, MIB, clean, guest, guest_after, meanwhile, sh, sys};
 /// A way to use a device, `$D` below `/dev`.
 struct Use {
     start: &'static str,
-    /// What a refusal says beside the device.
+    /// What the refusal says, beside the name of the device.
     words: &'static [&'static str],
     end: &'static str,
 }
@@ -76,7 +76,7 @@ impl Use {
     }
 }
 
-/// Every change that would take a RAM disk away, or its contents.
+/// Every change that would take away a RAM disk or its contents.
 fn destructions(disk: &str) -> Vec<String> {
     let mut paths = vec![
         format!("removeRapidDisk/{disk}"),
@@ -102,8 +102,8 @@ fn assert_source_is_kept(guest: &Guest, source: &str, words: &[&str]) {
     guest.change(&format!("removeRapidDisk/{disk}"));
 }
 
-/// A RAM disk, a source and a cache are all left alone while they are used so,
-/// and no longer than that.
+/// A RAM disk, a source and a cache cannot be changed while they are used in this way, and can
+/// be changed afterwards.
 fn assert_protected(used: &Use) {
     let guest = guest();
     let disk = guest.disk(16);
@@ -208,7 +208,7 @@ fn what_a_process_has_open_is_left_alone_and_the_process_named() {
 fn what_is_mounted_where_the_daemon_cannot_see_it_is_left_alone() {
     let guest = guest();
     guest.disk(16);
-    // Read-only, so that the file system itself writes nothing meanwhile.
+    // Read-only, so that the file system itself writes nothing.
     let hidden = mounted_out_of_sight("rd0", "-o ro");
     assert!(!sys("/proc/mounts").unwrap_or_default().contains("/dev/rd0"), "it can be seen");
     assert_disk_is_kept(&guest, "rd0", &["claimed"]);
@@ -236,7 +236,7 @@ fn what_serves_as_a_cache_is_left_alone() {
             "resizeRapidDisk/rd0/8",
         ];
         guest.refuses_each(&changes, 409, &["rd0", &cache]);
-        // Nor is a source cached twice.
+        // A source has only one cache.
         let again = |policy| format!("createRapidDiskCache/rd1/sda/{policy}");
         guest.refuses_each(&policies().map(again).collect::<Vec<_>>(), 409, &["rc-"]);
         guest.change(&format!("removeRapidDiskCache/{cache}"));
@@ -269,7 +269,7 @@ fn a_partition_of_a_source_counts_as_the_source() {
     guest.cache("rd0", "sda1", "write-through");
     assert_source_is_kept(&guest, "sda", &["rc-wt_sda1"]);
     guest.change("removeRapidDiskCache/rc-wt_sda1");
-    // And the other way round.
+    // The same the other way round.
     guest.cache("rd0", "sda", "write-through");
     assert_source_is_kept(&guest, "sda1", &[]);
     guest.change("removeRapidDiskCache/rc-wt_sda");
@@ -282,7 +282,7 @@ fn exports_that_cannot_be_seen_keep_every_disk() {
     let guest = guest();
     guest.disk(16);
     NAMESPACE.start("rd0");
-    // The target lives on.
+    // The target still exists when configfs is not mounted.
     sh("umount /sys/kernel/config");
     guest.refuses_each(&destructions("rd0")[..3], 409, &["rd0", "NVMe", "configfs", "mount"]);
     sh("mount -t configfs none /sys/kernel/config");
@@ -303,7 +303,7 @@ fn modules_of_the_nvme_target_that_export_nothing_keep_nothing() {
     guest.change("removeRapidDisk/rd0");
 }
 
-/// What only RapidDisk's module has.
+/// With RapidDisk's modules only.
 mod rapiddisk {
     use super::*;
 

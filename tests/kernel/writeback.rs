@@ -1,5 +1,5 @@
-//! Writeback caches hold the only copy of what was written: it reaches the source,
-//! or the cache stays.
+//! A writeback cache holds the only copy of what was written. Either the data reaches the
+//! source, or the cache is not removed.
 
 use rapiddiskd::kernel::dm::Report;
 
@@ -7,7 +7,7 @@ use crate::support::data::{PAGE, Random, assert_same_data, fingerprint, noise, r
 use crate::support::kernel::{Process, is_suspended, mappings, settle, target};
 use crate::support::{Guest, MIB, guest, sh};
 
-/// Blocks that the source has not got yet.
+/// How many blocks have not been written to the source yet.
 fn dirty(guest: &Guest, cache: &str) -> u64 {
     let stats = guest.stats(cache);
     stats["num_blocks"].as_u64().expect("a number") - stats["num_free_blocks"].as_u64().expect("a number")
@@ -20,7 +20,7 @@ fn nothing_is_lost_when_a_cache_full_of_unwritten_data_is_removed() {
     write("/dev/sda", 0, &noise(9, 64 * MIB as usize));
     settle();
     guest.cache("rd0", "sda", "writeback");
-    // 32 MiB in pieces of 64 KiB, in no order.
+    // 32 MiB in pieces of 64 KiB, in random order.
     let mut wanted = noise(9, 64 * MIB as usize);
     let data = noise(1, 32 * MIB as usize);
     let mut places: Vec<u64> = (0..1024).collect();
@@ -39,7 +39,7 @@ fn nothing_is_lost_when_a_cache_full_of_unwritten_data_is_removed() {
     settle();
     guest.change("removeRapidDiskCache/rc-wb_sda");
     assert_same_data("the source", &read("/dev/sda", 0, 64 * MIB as usize), &wanted);
-    // Nothing on the disk looks like unwritten data any more.
+    // The disk does not look as if it held unwritten data.
     guest.cache("rd0", "sdb", "writeback");
     settle();
     guest.change("removeRapidDiskCache/rc-wb_sdb");
@@ -111,12 +111,11 @@ fn a_cache_whose_source_fails_is_not_removed() {
         assert_eq!(guest.caches()[0]["source"], "mapper/weak");
     }
     assert_ne!(guest.stats("rc-wb_weak")["errors"], 0);
-    // The disk with the only copy stays, too.
+    // The disk with the only copy cannot be removed either.
     for path in ["removeRapidDisk/rd0", "flushRapidDisk/rd0", "resizeRapidDisk/rd0/1"] {
         guest.post(path).failure(409, &["rd0", "rc-wb_weak"]);
     }
-    // Whatever becomes of the mapping, the RAM disk has not been cleared: what
-    // was written can be got out of it.
+    // If somebody removes the mapping, the RAM disk still has the data.
     let held = fingerprint("/dev/rd0");
     reload("0 65536 linear /dev/sda 0");
     sh("dmsetup remove --retry rc-wb_weak");
@@ -150,7 +149,7 @@ fn a_source_that_fails_for_writes_alone_does_not_lose_them() {
 fn a_disk_with_unwritten_data_of_another_cache_is_refused() {
     let guest = guest();
     guest.disk(16);
-    // As if the machine's other program had made and dropped it.
+    // As if another program had made and removed a cache.
     sh("echo '0 131072 writecache s /dev/sda /dev/rd0 4096 0' | dmsetup create other");
     settle();
     sh("[ -e /dev/mapper/other ] || ln -s ../dm-0 /dev/mapper/other");
@@ -161,7 +160,7 @@ fn a_disk_with_unwritten_data_of_another_cache_is_refused() {
     let held = fingerprint("/dev/rd0");
     guest.refuses("createRapidDiskCache/rd0/sdb/writeback", 409, &["rd0", "flush"]);
     assert_eq!(fingerprint("/dev/rd0"), held);
-    // The message says the way out.
+    // The message says how to go on: flush the disk.
     guest.change("flushRapidDisk/rd0");
     guest.cache("rd0", "sdb", "writeback");
 }

@@ -1,26 +1,26 @@
-//! The same requests to the reference daemon and to ours, each in the same state
-//! of the kernel. Where the answers or the kernel afterwards differ, the difference
-//! must be a row of `tests/DEVIATIONS.md`; a row that is not true any more fails too.
+//! The reference daemon and ours get the same requests, each in the same state of the kernel. If
+//! the answers or the kernel's state afterwards differ, `tests/DEVIATIONS.md` must have a row for
+//! the difference. A row for a difference that is not there is a failure, too.
 
 mod steps;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use self::steps::{PREPARATIONS, STEPS, Step};
-use crate::support::kernel::{mappings, ram_disks, settle, sh, size};
+use crate::support::kernel::{PAUSE, mappings, ram_disks, settle, sh, size};
 use crate::support::{Client, Daemon, begin, clean};
 
 const DEVIATIONS: &str = include_str!("../../DEVIATIONS.md");
 const PORT: u16 = 9119;
 
-/// What was seen of a step, by aspect.
+/// What a step resulted in: a text for each aspect, such as the answer.
 type Seen = BTreeMap<String, String>;
 
-/// One row: step and aspect, the reference's way, ours.
+/// One row of the document: step and aspect, the reference's result, ours.
 type Row = (String, String, String);
 
 enum Which {
@@ -43,6 +43,7 @@ impl Which {
     }
 
     fn is_alive(&mut self) -> bool {
+        // Proves that nothing happens: the reference may answer a request and crash afterwards.
         std::thread::sleep(Duration::from_millis(200));
         match self {
             Which::Ours(daemon) => daemon.as_ref().is_some_and(|daemon| answers(daemon.client())),
@@ -64,7 +65,19 @@ fn answers(client: Client) -> bool {
     client.try_request("GET", "/v1/checkServiceStatus").is_ok()
 }
 
-/// A port that it has used stays its own for a while, so it is tried again.
+/// Whether a daemon answers on this port before it ends, and in time.
+fn serves(child: &mut Child, port: u16, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    while child.try_wait().expect("its state").is_none() && Instant::now() < deadline {
+        if answers(Client { port }) {
+            return true;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    false
+}
+
+/// The port stays in use for a while after an earlier daemon has ended, so this tries again.
 fn start_reference() -> Child {
     let program = std::env::var("RAPIDDISKD_REFERENCE").expect("these tests run in the mode reference");
     for _ in 0..100 {
@@ -75,14 +88,8 @@ fn start_reference() -> Child {
             .stderr(Stdio::null())
             .spawn()
             .unwrap_or_else(|error| panic!("{program}: {error}"));
-        for _ in 0..20 {
-            std::thread::sleep(Duration::from_millis(50));
-            if answers(Client { port: PORT }) {
-                return child;
-            }
-            if child.try_wait().expect("its state").is_some() {
-                break;
-            }
+        if serves(&mut child, PORT, Duration::from_secs(1)) {
+            return child;
         }
         let _ = child.kill();
         let _ = child.wait();
@@ -225,8 +232,7 @@ fn start_without_modules(which: &str) -> String {
         .stderr(Stdio::null())
         .spawn()
         .unwrap_or_else(|error| panic!("{program}: {error}"));
-    std::thread::sleep(Duration::from_secs(2));
-    let serves = answers(Client { port: PORT + 1 });
+    let serves = serves(&mut child, PORT + 1, Duration::from_secs(10));
     let _ = child.kill();
     let _ = child.wait();
     if serves { "serves" } else { "ends" }.into()

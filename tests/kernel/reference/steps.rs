@@ -1,4 +1,4 @@
-//! The script: each step has a state of its own to start from.
+//! The requests that both daemons get, and the state of the kernel before each.
 
 /// A request.
 pub struct Step {
@@ -22,7 +22,7 @@ const fn other(method: &'static str, path: &'static str) -> Step {
     Step { method, path, before: "", values: &[] }
 }
 
-/// Shell scripts; `rd N MIB` makes a RAM disk, past both daemons.
+/// Shell scripts that make a state; `rd N MIB` makes a RAM disk without a daemon.
 pub const PREPARATIONS: [(&str, &str); 20] = [
     ("rd0", "rd 0 16"),
     ("rd0 and rd1", "rd 0 16; rd 1 8"),
@@ -32,7 +32,12 @@ pub const PREPARATIONS: [(&str, &str); 20] = [
     ("rd0 read-only", "blockdev --setro /dev/rd0"),
     ("rd0 mounted", "mke2fs -q -F /dev/rd0; mount -t ext4 /dev/rd0 /mnt"),
     ("rd0 is swap", "mkswap /dev/rd0; swapon /dev/rd0"),
-    ("rd0 open in a process", "sleep 1000 </dev/rd0 >/dev/null 2>&1 & echo $! >/tmp/test/pid; sleep 0.2"),
+    (
+        "rd0 open in a process",
+        "sleep 1000 </dev/rd0 >/dev/null 2>&1 & echo $! >/tmp/test/pid
+         for _ in $(seq 200); do [ \"$(readlink /proc/$!/fd/0)\" = /dev/rd0 ] && break; sleep 0.05; done
+         [ \"$(readlink /proc/$!/fd/0)\" = /dev/rd0 ]",
+    ),
     ("rd0 backs a loop device", "modprobe loop; /usr/sbin/losetup /dev/loop5 /dev/rd0"),
     ("write-through of sda", "echo '0 131072 rapiddisk-cache /dev/sda /dev/rd0 32768 0' | dmsetup create rc-wt_sda"),
     ("write-around of sdb", "echo '0 131072 rapiddisk-cache /dev/sdb /dev/rd1 16384 1' | dmsetup create rc-wa_sdb"),

@@ -1,4 +1,4 @@
-//! The guest as it was before a test, whatever the test left behind.
+//! Makes the guest clean again, whatever a test left behind.
 
 use std::fs;
 use std::path::Path;
@@ -9,9 +9,9 @@ use super::kernel::{
 
 const NVMET: &str = "/sys/kernel/config/nvmet";
 
-/// RapidDisk's modules and what else the daemon needs for RAM disks and caches.
+/// RapidDisk's modules, and what else the daemon needs for RAM disks and caches.
 pub const RAPIDDISK: &str = "rapiddisk rapiddisk-cache dm-mod dm-writecache";
-/// What it needs in a kernel without them.
+/// What the daemon needs in a kernel without RapidDisk's modules.
 pub const STOCK: &str = "loop dm-mod dm-cache dm-cache-smq dm-writecache";
 
 /// The modules of this guest.
@@ -19,7 +19,7 @@ pub fn modules() -> &'static str {
     if is_stock() { STOCK } else { RAPIDDISK }
 }
 
-/// Removes what a test may have left. In the order of what stands on what.
+/// Removes what a test may have left: first what uses something else.
 pub fn clean() {
     if let Some(pid) = sys("/tmp/test/pid") {
         works(&format!("kill {pid}"));
@@ -33,7 +33,7 @@ pub fn clean() {
         works("nvme disconnect-all");
     }
     exports();
-    // A device on top of another goes in the first rounds.
+    // A device below another one can only be removed in a later round.
     for _ in 0..4 {
         loops();
         arrays();
@@ -59,16 +59,16 @@ pub fn clean() {
     let _ = fs::remove_dir_all("/tmp/test");
     fs::create_dir("/tmp/test").expect("a directory for the test");
     settle();
-    assert_eq!(all_mappings(), [""; 0], "all_mappings that could not be removed");
+    assert_eq!(all_mappings(), [""; 0], "mappings that could not be removed");
     assert_eq!(ram_disks(), [""; 0], "RAM disks that could not be removed");
 }
 
 fn unmount() {
-    // What was exported can only be taken down where it can be seen.
+    // Exports can only be removed while configfs is mounted.
     if is_loaded("nvmet") && !Path::new(NVMET).exists() {
         sh("mount -t configfs none /sys/kernel/config");
     }
-    // Twice: one mount may hide another.
+    // Twice, because one mount may hide another.
     for _ in 0..2 {
         for line in sys("/proc/mounts").unwrap_or_default().lines().rev() {
             let on = line.split(' ').nth(1).unwrap_or_default();
@@ -79,7 +79,7 @@ fn unmount() {
     }
 }
 
-/// Takes down every NVMe target.
+/// Removes every NVMe target, port and host.
 pub fn exports() {
     let each = |dir: &str| names(&format!("{NVMET}/{dir}"));
     for port in each("ports") {
@@ -121,7 +121,7 @@ fn loops() {
     }
 }
 
-/// The files of RAM disks, whose loop devices are detached by now.
+/// Removes the files of RAM disks. Their loop devices are detached by now.
 fn pool() {
     for name in names("/dev").into_iter().filter(|name| name.starts_with("rd")) {
         let node = format!("/dev/{name}");
@@ -142,7 +142,7 @@ fn arrays() {
 }
 
 fn remove_mappings() {
-    // A suspended one below would make the others wait for ever.
+    // The removal of a mapping on top of a suspended one would never end.
     for name in all_mappings() {
         works(&format!("dmsetup resume {name}"));
     }
@@ -163,7 +163,7 @@ pub fn load() {
     }
 }
 
-/// Unloads all that the daemon could need, after [`clean`].
+/// Unloads every module that the daemon could need. Runs after [`clean`].
 pub fn unload() {
     if names("/sys/kernel/config").contains(&"nvmet".into()) || is_loaded("configfs") {
         works("umount /sys/kernel/config");

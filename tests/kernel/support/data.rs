@@ -1,5 +1,5 @@
-//! Data that cannot be mistaken for other data, written and read past the page
-//! cache: what is compared is what the device has.
+//! Test data that differs for each seed, written and read with direct I/O: the comparison is
+//! with what the device has, and not with the page cache.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -30,14 +30,14 @@ impl Random {
     }
 }
 
-/// This many bytes, others for each seed.
+/// This many bytes, different ones for each seed.
 pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut random = Random::new(seed);
     let words = std::iter::repeat_with(|| random.next().to_le_bytes());
     words.flatten().take(length).collect()
 }
 
-/// Direct I/O wants its memory aligned.
+/// A buffer and where it is aligned, as direct I/O needs it.
 fn aligned(length: usize) -> (Vec<u8>, usize) {
     let buffer = vec![0; length + PAGE];
     let start = buffer.as_ptr().align_offset(PAGE);

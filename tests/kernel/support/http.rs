@@ -1,10 +1,15 @@
-//! A small HTTP client: one request a connection.
+//! Requests to a daemon of this machine, and what their answers must be.
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::ops::Deref;
 use std::time::Duration;
 
+use rapiddiskd::client;
+use rapiddiskd::http::Listen;
 use serde_json::Value;
+
+use super::kernel::PAUSE;
 
 /// Far above what any answer takes on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -19,36 +24,25 @@ pub struct Client {
 #[derive(Clone, Debug)]
 pub struct Reply {
     pub request: String,
-    pub status: u16,
-    /// Names in lower case.
-    pub fields: Vec<(String, String)>,
     pub text: String,
+    reply: client::Reply,
 }
 
 impl Client {
+    fn address(self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
     /// Whether anybody listens there.
     pub fn takes_connections(&self) -> bool {
-        TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok()
+        TcpStream::connect(self.address()).is_ok()
     }
 
     /// The answer, or why there is none.
-    pub fn try_request(&self, method: &str, path: &str) -> std::io::Result<Reply> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        write!(stream, "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")?;
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes)?;
-        let text = String::from_utf8_lossy(&bytes);
-        let broken = || std::io::Error::other(format!("no answer to {method} {path}: {text:?}"));
-        let (head, body) = text.split_once("\r\n\r\n").ok_or_else(broken)?;
-        let mut lines = head.lines();
-        let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok()).ok_or_else(broken)?;
-        let field = |line: &str| {
-            let (name, value) = line.split_once(':')?;
-            Some((name.to_ascii_lowercase(), value.trim().to_owned()))
-        };
-        let fields = lines.filter_map(field).collect();
-        Ok(Reply { request: format!("{method} {path}"), status, fields, text: body.to_owned() })
+    pub fn try_request(&self, method: &str, path: &str) -> io::Result<Reply> {
+        let reply = client::Client::new(&Listen::Tcp(self.address()), PATIENCE).call(method, path)?;
+        let text = String::from_utf8_lossy(&reply.body).into_owned();
+        Ok(Reply { request: format!("{method} {path}"), text, reply })
     }
 
     pub fn request(&self, method: &str, path: &str) -> Reply {
@@ -82,7 +76,7 @@ impl Client {
             if reply.status != 503 || reply.field("retry-after").is_none() {
                 return reply;
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(PAUSE);
         }
     }
 
@@ -120,12 +114,17 @@ impl Client {
     }
 }
 
-impl Reply {
-    pub fn field(&self, name: &str) -> Option<&str> {
-        self.fields.iter().find(|(field, _)| field == name).map(|(_, value)| value.as_str())
-    }
+/// Its status and its header fields.
+impl Deref for Reply {
+    type Target = client::Reply;
 
-    /// The body, which is always one JSON object, whatever the status.
+    fn deref(&self) -> &client::Reply {
+        &self.reply
+    }
+}
+
+impl Reply {
+    /// The body, which must be one JSON object with any status.
     pub fn json(&self) -> Value {
         assert_eq!(self.field("content-type"), Some("application/json"), "{self:?}");
         let value: Value =

@@ -1,5 +1,5 @@
-//! The kernel as it says itself that it is, past the daemon: sysfs, device-mapper
-//! and the usual programs.
+//! The state of the kernel without asking the daemon: from sysfs, device-mapper and the
+//! usual programs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -43,7 +43,7 @@ impl Process {
         Process(child.unwrap_or_else(|error| panic!("{command}: {error}")))
     }
 
-    /// That of the command, if it was started with `exec`.
+    /// The process id of the command, if the command was started with `exec`.
     pub fn pid(&self) -> u32 {
         self.0.id()
     }
@@ -56,8 +56,8 @@ impl Drop for Process {
     }
 }
 
-/// A file system on a disk, mounted with these options where the daemon cannot see
-/// it, until dropped.
+/// A file system on a disk, mounted with these options in a mount namespace of its own, where
+/// the daemon cannot see it. Unmounted when dropped.
 pub fn mounted_out_of_sight(disk: &str, options: &str) -> Process {
     sh(&format!("mke2fs -q -F -O ^has_journal /dev/{disk}"));
     let hidden = Process::start(&format!(
@@ -68,12 +68,12 @@ pub fn mounted_out_of_sight(disk: &str, options: &str) -> Process {
     hidden
 }
 
-/// A file of the kernel's without the white space around it.
+/// The text of a file of procfs or sysfs, without the white space around it.
 pub fn sys(path: &str) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().to_owned())
 }
 
-/// Writes to a file of the kernel's.
+/// Writes to a file of procfs or sysfs.
 pub fn put(path: &str, text: &str) {
     fs::write(path, text).unwrap_or_else(|error| panic!("write {text:?} to {path}: {error}"));
 }
@@ -88,7 +88,7 @@ pub fn names(dir: &str) -> Vec<String> {
 /// Where the files of RAM disks behind loop devices are.
 pub const POOL: &str = "/run/rapiddiskd/disks";
 
-/// Whether this guest has no module but the kernel's own.
+/// Whether this guest is without RapidDisk's modules.
 pub fn is_stock() -> bool {
     std::env::var("RAPIDDISKD_GUEST").is_ok_and(|mode| mode == "kernel-stock")
 }
@@ -103,7 +103,7 @@ pub fn cache_driver() -> &'static str {
     if is_stock() { "dm-cache" } else { "rapiddisk-cache" }
 }
 
-/// The kernel's name of a disk: of a RAM disk that of its loop device, if it has one.
+/// The kernel's name of a disk. A RAM disk behind a loop device has that one's name there.
 pub fn device(disk: &str) -> String {
     let over = |(_, file): &(String, String)| file.strip_prefix(POOL) == Some(&format!("/{disk}"));
     loops().into_iter().find(over).map_or_else(|| disk.to_owned(), |(device, _)| device)
@@ -130,7 +130,8 @@ pub fn size(disk: &str) -> Option<u64> {
     Some(attribute(disk, "size")?.parse::<u64>().ok()? * 512)
 }
 
-/// The RAM disks the kernel has, by number; a name that there is twice, twice.
+/// The names of all RAM disks in the order of their numbers. A name that two disks have is
+/// there twice.
 pub fn ram_disks() -> Vec<String> {
     let number = |name: &String| name.strip_prefix("rd")?.parse::<u32>().ok();
     let files = loops().into_iter().filter_map(|(_, file)| Some(file.strip_prefix(POOL)?[1..].to_owned()));
@@ -140,7 +141,7 @@ pub fn ram_disks() -> Vec<String> {
     disks
 }
 
-/// Memory that a RAM disk holds, in bytes: as the module lists it, or its file has it.
+/// The memory that a RAM disk holds, in bytes: from the module's list, or from its file.
 pub fn used(disk: &str) -> Option<u64> {
     if let Ok(file) = fs::metadata(format!("{POOL}/{disk}")) {
         return Some(file.blocks() * 512);
@@ -150,33 +151,46 @@ pub fn used(disk: &str) -> Option<u64> {
     row.split('\t').nth(3)?.parse().ok()
 }
 
+/// Between two looks at what is waited for.
+pub const PAUSE: Duration = Duration::from_millis(20);
+
 /// Asks again for up to ten seconds.
 pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !is_so() {
         assert!(Instant::now() < deadline, "never: {what}");
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(PAUSE);
     }
+}
+
+/// How many threads of a process hang in the kernel, where no signal ends them.
+pub fn held(pid: u32) -> u64 {
+    let task = format!("/proc/{pid}/task");
+    let is_held = |thread: &String| {
+        sys(&format!("{task}/{thread}/status")).is_some_and(|status| status.contains("State:\tD"))
+    };
+    names(&task).iter().filter(|thread| is_held(thread)).count() as u64
 }
 
 pub fn has_udev() -> bool {
     Path::new("/run/udev/control").exists()
 }
 
-/// Waits until udev's rules have seen everything.
+/// Waits until udev has dealt with everything that happened so far.
 pub fn settle() {
     if has_udev() {
-        sh("udevadm settle");
+        // A busy udev may close the connection of one that asks ("Broken pipe").
+        eventually("udev has settled", || works("udevadm settle"));
     }
 }
 
-/// device-mapper's control node, through the project's own ioctls; `None` where
-/// it is not loaded.
+/// device-mapper's control node, with the project's own ioctls; `None` if device-mapper is
+/// not loaded.
 pub fn dm() -> Option<Control> {
     Control::open(&Root::new("/")).ok()
 }
 
-/// The mappings there are, by name, without the parts of those caches that are there.
+/// The names of all mappings, without those that are parts of a cache that exists.
 pub fn mappings() -> Vec<String> {
     let all = all_mappings();
     let is_part = |name: &str| {
@@ -186,7 +200,7 @@ pub fn mappings() -> Vec<String> {
     all.iter().filter(|name| !is_part(name)).cloned().collect()
 }
 
-/// All mappings there are, by name.
+/// The names of all mappings.
 pub fn all_mappings() -> Vec<String> {
     let listed = dm().map_or(Vec::new(), |dm| dm.list().expect("list of mappings"));
     let mut names: Vec<_> = listed.into_iter().map(|listed| listed.name).collect();
@@ -194,7 +208,7 @@ pub fn all_mappings() -> Vec<String> {
     names
 }
 
-/// The one target of a mapping: its type and what it reports.
+/// The type and the report of a mapping's only target.
 pub fn target(mapping: &str, report: Report) -> (String, String) {
     let name = Name::new(mapping).expect("a name");
     let targets = dm().expect("device-mapper").report(&name, report).expect("report");
@@ -207,13 +221,13 @@ pub fn is_suspended(mapping: &str) -> bool {
     dm().expect("device-mapper").info(&Name::new(mapping).expect("a name")).expect("info").suspended
 }
 
-/// All that a refused request must leave as it was.
+/// Everything that a refused request must not change.
 #[derive(Debug, PartialEq, Eq)]
 pub struct State(BTreeMap<String, String>);
 
 impl State {
     pub fn now() -> State {
-        // What a file system has still to write is nothing that a request did.
+        // What a file system still has to write would look like a change.
         rustix::fs::sync();
         settle();
         let mut state = BTreeMap::new();
@@ -225,7 +239,7 @@ impl State {
             state.insert(dir, text);
         }
         for disk in ram_disks() {
-            // A mounted file system writes when it likes.
+            // A mounted file system may write at any time.
             if !is_mounted_for_writing(&disk) {
                 state.insert(
                     format!("{disk}'s contents"),

@@ -1,4 +1,4 @@
-//! What every test stands on: the guest, for one test at a time, and a daemon in it.
+//! What every test uses: the guest, which one test at a time has, and a daemon in it.
 
 pub mod clean;
 pub mod data;
@@ -19,14 +19,15 @@ pub use kernel::{State, eventually, sh, sys};
 
 /// The program under test.
 const DAEMON: &str = "RAPIDDISKD";
-/// Set by the guest's init: its mode.
+/// The mode of the guest; its init sets this variable.
 const GUEST: &str = "RAPIDDISKD_GUEST";
 const LOG: &str = "/tmp/daemon.log";
 
-/// One test at a time: they change the one kernel there is.
+/// One test at a time, since all of them change the same kernel.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// The guest, clean and with a daemon, until dropped; then clean again.
+/// A clean guest with a daemon. The daemon is killed when this is dropped, and the next test
+/// cleans up.
 pub struct Guest {
     daemon: Daemon,
     _alone: MutexGuard<'static, ()>,
@@ -64,20 +65,20 @@ pub fn begin() -> MutexGuard<'static, ()> {
 }
 
 impl Guest {
-    /// Kills the daemon as nothing else can, and starts it again.
+    /// Kills the daemon with SIGKILL, and starts it again.
     pub fn kill_and_restart(&mut self) {
         self.daemon.kill();
         self.daemon = Daemon::start_on(self.daemon.client.port, &self.daemon.options);
     }
 
-    /// A second daemon in the place of the first, which is given back.
+    /// Puts a second daemon in the place of the first, and gives the first one back.
     pub fn start_another(&mut self) -> Daemon {
         let another = Daemon::start_on(self.daemon.client.port, &self.daemon.options);
         std::mem::replace(&mut self.daemon, another)
     }
 
-    /// A request that is refused with this status and a message that has these
-    /// words, and that changes nothing.
+    /// A request that must be refused with this status and with a message that has these
+    /// words, and that must change nothing.
     pub fn refuses(&self, path: &str, status: u16, words: &[&str]) {
         self.refuses_each(&[path], status, words);
     }
@@ -110,7 +111,7 @@ impl Drop for Guest {
         if std::thread::panicking() {
             println!("the daemon's log:\n{}", fs::read_to_string(LOG).unwrap_or_default());
         }
-        // The next test cleans up first, so nothing is asserted of this one.
+        // The next test cleans up, so that nothing needs to be asserted here.
         self.daemon.kill();
     }
 }
@@ -150,11 +151,11 @@ impl Daemon {
             let log = || fs::read_to_string(LOG).unwrap_or_default();
             assert!(ended.is_none(), "the daemon ended ({ended:?}): {}", log());
             assert!(Instant::now() < deadline, "the daemon does not answer: {}", log());
-            std::thread::sleep(Duration::from_millis(2));
+            std::thread::sleep(Duration::from_millis(2)); // short, as one test measures the start
         }
     }
 
-    /// Starts again, with other options, what was killed.
+    /// Starts a killed daemon again with other options.
     pub fn restart_with(&mut self, options: &[&str]) -> Client {
         let options: Vec<_> = options.iter().map(|&option| option.to_owned()).collect();
         *self = Daemon::start_on(self.client.port, &options);
@@ -169,9 +170,9 @@ impl Daemon {
         self.child.id()
     }
 
-    /// SIGKILL between two system calls of each thread, at any of them. In the middle
-    /// of a call that loads a table, dm-cache of Linux 6.1 does not survive it
-    /// (`cache_create` destroys a kcopyd client that it could not make).
+    /// SIGKILL while every thread is between two system calls. Linux 6.1 crashes if a process is
+    /// killed while it loads a table of dm-cache (`cache_create` destroys a kcopyd client that
+    /// it could not make).
     pub fn kill_between_calls(&mut self) {
         let pid = self.pid();
         sh(&format!("kill -STOP {pid}"));
@@ -184,7 +185,7 @@ impl Daemon {
         self.kill();
     }
 
-    /// Its exit status, once the kernel lets it go.
+    /// Waits for the daemon's end, and gives its exit status.
     pub fn wait(&mut self) -> ExitStatus {
         self.child.wait().expect("its exit status")
     }
@@ -207,9 +208,9 @@ fn free_port() -> u16 {
     listener.local_addr().expect("its address").port()
 }
 
-/// Runs `work`, and `others` again and again on so many threads as long as it takes.
+/// Runs `work`. Until it is done, `others` runs again and again on this many threads.
 pub fn meanwhile<T>(threads: usize, others: impl Fn() + Sync, work: impl FnOnce() -> T) -> T {
-    /// Ends the others even if the work panics: the scope waits for them.
+    /// Ends the others even if the work panics, since the scope waits for them.
     struct Done<'a>(&'a AtomicBool);
     impl Drop for Done<'_> {
         fn drop(&mut self) {
