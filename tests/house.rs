@@ -268,16 +268,47 @@ fn the_runtime_dependencies_are_these_and_no_other() {
 }
 
 #[test]
-fn the_readme_has_the_help_and_every_path_of_the_api() {
-    let readme = read("README.md");
-    assert!(readme.contains(&rapiddiskd::cli::help()), "the README's options are not those of --help");
-    let routes = read("src/api/routes.rs");
+fn the_pages_have_every_option_and_every_path_of_the_api() {
+    let manual = read("buildroot/package/rapiddiskd/rapiddiskd.8").replace("\\-", "-");
+    let help = rapiddiskd::cli::help();
+    let options: Vec<_> = help.split_whitespace().filter(|word| word.starts_with("--")).collect();
+    assert!(options.len() >= 15, "only {options:?} found");
+    for option in options {
+        assert!(manual.contains(option), "the manual page lacks {option}");
+    }
+    let (routes, page) = (read("src/api/routes.rs"), read("src/api/README.md"));
     let paths: HashSet<_> =
         routes.split("\"/v1/").skip(1).filter_map(|rest| rest.split(['/', '"']).next()).collect();
     assert!(paths.len() >= 14, "only {} paths found", paths.len());
     for path in paths {
-        assert!(readme.contains(&format!("/v1/{path}")), "the README lacks {path}");
+        assert!(page.contains(&format!("/v1/{path}")), "src/api/README.md lacks {path}");
     }
+}
+
+#[test]
+fn the_links_of_the_pages_lead_somewhere() {
+    let pages = [
+        "README.md",
+        "src/README.md",
+        "src/api/README.md",
+        "src/http/README.md",
+        "src/storage/README.md",
+        "tests/README.md",
+        "buildroot/README.md",
+        ".github/CONTRIBUTING.md",
+        ".github/SECURITY.md",
+    ];
+    let mut links = 0;
+    for page in pages {
+        let text = read(page);
+        let targets = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+        for target in targets.filter(|target| !target.is_empty() && !target.contains("://")) {
+            let path = Path::new(TOP).join(page).parent().unwrap().join(target);
+            assert!(path.exists(), "{page} links to {target}, which is not there");
+            links += 1;
+        }
+    }
+    assert!(links >= 15, "only {links} links found");
 }
 
 #[test]

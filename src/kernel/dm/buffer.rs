@@ -2,7 +2,8 @@
 //! (`linux/dm-ioctl.h`). Nothing the kernel returns is trusted to lie inside the
 //! buffer.
 
-use super::{Dev, Name};
+use super::name::Name;
+use crate::kernel::block::Dev;
 
 /// Bytes of `struct dm_ioctl`, after which the payload starts.
 pub const HEADER: usize = 312;
