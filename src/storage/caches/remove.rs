@@ -2,14 +2,14 @@
 
 use rustix::io::Errno;
 
-use super::mapping::{self, is_ours};
+use super::mapping;
 use super::targets::remove_parts;
 use super::{Caches, Mapped, node};
 use crate::kernel;
 use crate::kernel::dm::Control;
 use crate::storage::error::{Cannot, Error, Result};
 use crate::storage::locks::Key;
-use crate::storage::names::{CacheName, Part};
+use crate::storage::names::CacheName;
 use crate::storage::undo::Undo;
 use crate::storage::usage;
 use crate::storage::wait::retry_busy;
@@ -20,10 +20,12 @@ impl Caches {
         let control = mapping::control(&self.machine.root)?;
         let mapped = match self.mapped(&control, name) {
             // What an earlier removal left, or one by another program, holds the RAM disk.
-            Err(Error::NotFound(_)) if has_only_parts(&control, name) => return self.remove_left_parts(name),
+            Err(Error::NotFound(_)) if mapping::has_only_parts(&control, name)? => {
+                return self.remove_left_parts(&control, name);
+            }
             mapped => mapped?,
         };
-        let _held = self.machine.hold(self.keys(&mapped, name))?;
+        let _held = self.machine.hold(self.keys(&mapped, name)?)?;
         // It may have gone while this call waited, or be in front of another device now.
         let again = self.mapped(&control, name)?;
         if again.devices != mapped.devices || again.target.name() != mapped.target.name() {
@@ -32,18 +34,18 @@ impl Caches {
         self.check_closed(&control, name)?;
         mapped.target.check_parts_closed(&self.machine.root, &control, name)?;
         // Asked for now: the mapping will not tell any more.
-        let disk = self.device_name(mapped.devices.disk);
-        let disk = self.disks.name_of(&disk).map(|_| disk);
+        let disk = self.device_name(mapped.devices.disk)?;
+        let disk = self.disks.name_of(&disk)?.map(|_| disk);
         self.unmap(&control, name, &mapped)?;
         self.clean_up(name, &mapped, disk.as_deref())
     }
 
-    fn keys(&self, mapped: &Mapped<'_>, name: &CacheName) -> Vec<Key> {
-        vec![
-            Key::Device(self.disk_name(mapped.devices.disk)),
-            Key::Device(self.device_name(mapped.devices.source)),
+    fn keys(&self, mapped: &Mapped<'_>, name: &CacheName) -> Result<Vec<Key>> {
+        Ok(vec![
+            Key::Device(self.disk_name(mapped.devices.disk)?),
+            Key::Device(self.device_name(mapped.devices.source)?),
             Key::Mapping(name.to_string()),
-        ]
+        ])
     }
 
     fn unmap(&self, control: &Control, name: &CacheName, mapped: &Mapped<'_>) -> Result<()> {
@@ -72,8 +74,12 @@ impl Caches {
     }
 
     /// Removes the parts of a cache that is gone itself.
-    fn remove_left_parts(&self, name: &CacheName) -> Result<()> {
+    fn remove_left_parts(&self, control: &Control, name: &CacheName) -> Result<()> {
         let _held = self.machine.hold(vec![Key::Mapping(name.to_string())])?;
+        // The parts may belong to a cache that was being made until now.
+        if !mapping::has_only_parts(control, name)? {
+            return Err(Error::Conflict(format!("{name} has just been changed; try again")));
+        }
         remove_parts(&self.machine.root, name).and_then(|()| node::remove(&self.machine.root, name))
     }
 
@@ -96,9 +102,4 @@ impl Caches {
             ))
         })
     }
-}
-
-/// Whether a part of a cache is there that was made here, and the cache itself is not.
-fn has_only_parts(control: &Control, name: &CacheName) -> bool {
-    control.info(name.as_dm()).is_err() && Part::ALL.iter().any(|part| is_ours(control, &part.of(name)))
 }

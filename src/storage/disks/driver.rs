@@ -43,7 +43,7 @@ pub trait Driver: Send + Sync {
     fn name(&self) -> &'static str;
 
     /// Whether the kernel has it now.
-    fn is_loaded(&self, root: &Root) -> bool;
+    fn is_loaded(&self, root: &Root) -> Result<bool>;
 
     /// Its disks and the kernel's names of them, in no order.
     fn devices(&self, root: &Root) -> Result<Vec<(DiskName, String)>>;
@@ -52,11 +52,11 @@ pub trait Driver: Send + Sync {
     fn list(&self, root: &Root) -> Result<Vec<RamDisk>>;
 
     /// The disk of this driver that the kernel knows by the name `device`, if it is one.
-    fn name_of(&self, root: &Root, device: &str) -> Option<DiskName>;
+    fn name_of(&self, root: &Root, device: &str) -> Result<Option<DiskName>>;
 
     /// Whether a device is a disk of this driver, or a part of one that is being made or removed.
-    fn owns(&self, root: &Root, device: &str) -> bool {
-        self.name_of(root, device).is_some()
+    fn owns(&self, root: &Root, device: &str) -> Result<bool> {
+        Ok(self.name_of(root, device)?.is_some())
     }
 
     /// Names that are taken although no disk has them.
@@ -67,12 +67,17 @@ pub trait Driver: Send + Sync {
     /// The memory that its disks may claim together, in bytes, those included that are being made or
     /// removed.
     fn promised(&self, root: &Root) -> Result<u64> {
-        let size = |(_, device): &(DiskName, String)| block::size_of_disk(root, device).unwrap_or(0);
-        Ok(self.devices(root)?.iter().map(size).fold(0, u64::saturating_add))
+        let mut sum: u64 = 0;
+        for (name, device) in self.devices(root)? {
+            let size =
+                block::size_of_disk(root, &device).cannot(format_args!("ask for the size of {name}"))?;
+            sum = sum.saturating_add(size.unwrap_or(0));
+        }
+        Ok(sum)
     }
 
     /// How many disks it serves at most, and the advice for whoever wants more.
-    fn most(&self, root: &Root) -> (u32, &'static str);
+    fn most(&self, root: &Root) -> Result<(u32, &'static str)>;
 
     /// Makes a disk of `bytes` bytes; all disks together never have more than `limit` bytes.
     fn attach(&self, root: &Root, name: DiskName, bytes: u64, limit: u64) -> Result<()>;

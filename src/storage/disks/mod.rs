@@ -94,7 +94,7 @@ impl Disks {
         there: Vec<(DiskName, String, &dyn Driver)>,
     ) -> Result<(DiskName, Held<'_>)> {
         let root = &self.machine.root;
-        let (most, advice) = driver.most(root);
+        let (most, advice) = driver.most(root)?;
         let served = there.iter().filter(|(.., by)| by.name() == driver.name()).count();
         if served as u64 >= u64::from(most) {
             return Err(Error::Conflict(format!("there are {served} RAM disks and {advice}")));
@@ -158,7 +158,7 @@ impl Disks {
             let User::Namespace { nqn, id } = user else { continue };
             let namespace = Item::namespace(&nqn, id);
             // Kernels before 5.8 cannot be told.
-            if !namespace.has(root, "revalidate_size") {
+            if namespace.has(root, "revalidate_size") == Ok(false) {
                 continue;
             }
             match namespace.set(root, "revalidate_size", "1") {
@@ -178,7 +178,7 @@ impl Disks {
     pub fn flush(&self, name: DiskName) -> Result<()> {
         let _held = self.machine.hold(vec![Key::disk(name)])?;
         let disk = self.existing(name)?;
-        if block::is_read_only(&self.machine.root, disk.dev) {
+        if block::is_read_only(&self.machine.root, disk.dev).cannot(format_args!("look at {name}"))? {
             return Err(Error::Conflict(format!("{name} is locked; unlock it first")));
         }
         let claim = self.claim_unused(&disk, Mode::ClaimWrite)?;
@@ -235,8 +235,10 @@ impl Disks {
                 "there are two RAM disks {name}: {device} and {other}; remove one where it was made"
             )));
         }
-        let about = block::dev_of(root, &device).zip(block::size_of_disk(root, &device));
-        let (dev, size) = about.ok_or_else(|| no_disk(name))?;
+        let look = format!("look at {name}");
+        let dev = block::dev_of(root, &device).cannot(&look)?;
+        let size = block::size_of_disk(root, &device).cannot(&look)?;
+        let (dev, size) = dev.zip(size).ok_or_else(|| no_disk(name))?;
         Ok(Device { name, device, dev, size, driver })
     }
 
@@ -251,19 +253,30 @@ impl Disks {
     }
 
     /// The RAM disk that the kernel knows by the name `device`; `None` if that is no RAM disk.
-    pub fn name_of(&self, device: &str) -> Option<DiskName> {
-        self.drivers.iter().find_map(|driver| driver.name_of(&self.machine.root, device))
+    pub fn name_of(&self, device: &str) -> Result<Option<DiskName>> {
+        for driver in self.drivers.iter() {
+            if let Some(name) = driver.name_of(&self.machine.root, device)? {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
     }
 
     /// Whether a device is a RAM disk, or a part of one.
-    pub fn owns(&self, device: &str) -> bool {
-        self.drivers.iter().any(|driver| driver.owns(&self.machine.root, device))
+    pub fn owns(&self, device: &str) -> Result<bool> {
+        for driver in self.drivers.iter() {
+            if driver.owns(&self.machine.root, device)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Refuses a disk if `/dev/rdN` does not lead to it: the kernel would take what the path leads to.
     pub fn check_node(&self, disk: &Device<'_>) -> Result<()> {
         let node = block::node(&self.machine.root, &disk.name.to_string());
-        if block::dev_of_node(&node) == Some(disk.dev) {
+        let leads_to = block::dev_of_node(&node).cannot(format_args!("look at {}", node.display()))?;
+        if leads_to == Some(disk.dev) {
             return Ok(());
         }
         Err(Error::Conflict(format!(

@@ -29,7 +29,7 @@ pub fn all(root: &Root) -> Result<Vec<Port>> {
 
 /// Refuses to go on where the kernel shows no NVMe targets, and says how to have it do so.
 pub fn require_nvmet(root: &Root) -> Result<()> {
-    match nvmet::availability(root) {
+    match nvmet::availability(root).cannot("look for NVMe targets")? {
         Availability::Ready => Ok(()),
         Availability::NoModule => {
             Err(Error::Unavailable("the kernel module nvmet is not loaded; load it with: modprobe nvmet".into()))
@@ -55,9 +55,13 @@ pub fn create(
     let _held = machine.hold(vec![Key::Nvme])?;
     let attributes = attributes(address, protocol, service);
     let item = Item::port(id.number());
-    if item.exists(root) {
-        let is_same = |(name, value): &(&str, String)| item.get(root, name).as_deref() == Some(value);
-        if !attributes.iter().all(is_same) {
+    let look = format!("look at port {id}");
+    if item.exists(root).cannot(&look)? {
+        let mut is_same = true;
+        for (name, value) in &attributes {
+            is_same &= item.get(root, name).cannot(&look)?.as_ref() == Some(value);
+        }
+        if !is_same {
             return Err(Error::Conflict(format!(
                 "port {id} exists already, at another address, protocol or service; remove it first"
             )));

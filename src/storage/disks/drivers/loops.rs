@@ -34,13 +34,13 @@ impl Driver for Loops {
         "loop"
     }
 
-    fn is_loaded(&self, root: &Root) -> bool {
-        loops::is_loaded(root)
+    fn is_loaded(&self, root: &Root) -> Result<bool> {
+        loops::is_loaded(root).cannot("look for the module loop")
     }
 
     fn devices(&self, root: &Root) -> Result<Vec<(DiskName, String)>> {
         // Most hosts then need no look at each loop device.
-        if !pool::is_mounted(root) {
+        if !pool::is_mounted(root).cannot("list the RAM disks")? {
             return Ok(Vec::new());
         }
         let named = |(device, file): (String, String)| Some((disk_of_file(root, &file)?, device));
@@ -49,24 +49,28 @@ impl Driver for Loops {
 
     fn list(&self, root: &Root) -> Result<Vec<RamDisk>> {
         let look = |(name, device): (DiskName, String)| {
-            let size = block::size_of_disk(root, &device).filter(|&size| size > 0)?;
-            // Without its file the disk is being removed at this moment, or somebody has unlinked the
-            // file, which holds its memory all the same.
-            let unlinked = || is_over(root, &device, &name.to_string()).then_some(size);
-            let usage = pool::held(root, &name.to_string()).or_else(unlinked)?.min(size);
-            let locked = block::is_disk_read_only(root, &device);
-            Some(RamDisk { name, size, usage, locked, driver: self.name() })
+            let size = block::size_of_disk(root, &device)?.filter(|&size| size > 0);
+            let Some(size) = size else { return Ok(None) };
+            let usage = match pool::held(root, &name.to_string())? {
+                Some(held) => held.min(size),
+                // Without its file the disk is being removed at this moment, or somebody has unlinked
+                // the file, which holds its memory all the same.
+                None if is_over(root, &device, &name.to_string()) => size,
+                None => return Ok(None),
+            };
+            let locked = block::is_disk_read_only(root, &device)?;
+            Ok(Some(RamDisk { name, size, usage, locked, driver: self.name() }))
         };
-        Ok(self.devices(root)?.into_iter().filter_map(look).collect())
+        let listed = self.devices(root)?.into_iter().filter_map(|disk| look(disk).transpose());
+        listed.collect::<kernel::Result<_>>().cannot("list the RAM disks")
     }
 
-    fn name_of(&self, root: &Root, device: &str) -> Option<DiskName> {
-        disk_of_file(root, &loops::backing(root, device).ok()??)
+    fn name_of(&self, root: &Root, device: &str) -> Result<Option<DiskName>> {
+        Ok(file_of(root, device)?.and_then(|file| disk_of_file(root, &file)))
     }
 
-    fn owns(&self, root: &Root, device: &str) -> bool {
-        let file = || loops::backing(root, device).ok().flatten();
-        device.starts_with("loop") && file().is_some_and(|file| pool::name_in(root, &file).is_some())
+    fn owns(&self, root: &Root, device: &str) -> Result<bool> {
+        Ok(file_of(root, device)?.is_some_and(|file| pool::name_in(root, &file).is_some()))
     }
 
     fn leftovers(&self, root: &Root) -> Result<Vec<DiskName>> {
@@ -77,14 +81,16 @@ impl Driver for Loops {
     fn promised(&self, root: &Root) -> Result<u64> {
         let files = files(root)?;
         let is_unlinked = |(name, _): &(DiskName, String)| !files.contains(&name.to_string());
-        let unlinked = self.devices(root)?.into_iter().filter(is_unlinked);
-        let sizes = unlinked.filter_map(|(_, device)| block::size_of_disk(root, &device));
-        let in_files = pool::promised(root).cannot("add up the sizes of the RAM disks")?;
-        Ok(sizes.fold(in_files, u64::saturating_add))
+        let what = "add up the sizes of the RAM disks";
+        let mut sum = pool::promised(root).cannot(what)?;
+        for (_, device) in self.devices(root)?.into_iter().filter(is_unlinked) {
+            sum = sum.saturating_add(block::size_of_disk(root, &device).cannot(what)?.unwrap_or(0));
+        }
+        Ok(sum)
     }
 
-    fn most(&self, _root: &Root) -> (u32, &'static str) {
-        (MOST, "this daemon makes no more; remove one")
+    fn most(&self, _root: &Root) -> Result<(u32, &'static str)> {
+        Ok((MOST, "this daemon makes no more; remove one"))
     }
 
     fn attach(&self, root: &Root, name: DiskName, bytes: u64, limit: u64) -> Result<()> {
@@ -120,7 +126,7 @@ impl Driver for Loops {
 
     fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<()> {
         let (name, device) = (disk.name, &disk.device);
-        let is_locked = block::is_disk_read_only(root, device);
+        let is_locked = block::is_disk_read_only(root, device)?;
         match pool::rename(root, &name.to_string(), &part(name)) {
             // Somebody unlinked the file; the device goes all the same.
             Err(error) if error.is_gone() => {}
@@ -159,7 +165,7 @@ impl Driver for Loops {
             undo.push(format!("giving the file of {} its size", disk.name), || {
                 pool::set_length(&file, disk.size).cannot("give it its size back")
             });
-            if loops::ends_early(root, &disk.device) {
+            if loops::ends_early(root, &disk.device).cannot(&what)? {
                 loops::limit(&loop_device, 0).cannot(&what)?;
             }
             loops::follow_size(&loop_device).cannot(&what)
@@ -190,8 +196,10 @@ impl Driver for Loops {
     }
 
     fn recover(&self, root: &Root, limit: u64) -> Vec<String> {
-        if !pool::is_mounted(root) {
-            return Vec::new();
+        match pool::is_mounted(root) {
+            Ok(true) => {}
+            Ok(false) => return Vec::new(),
+            Err(error) => return vec![format!("the RAM disks could not be looked for: {error}")],
         }
         let mut said = Vec::new();
         if let Err(error) = pool::mount_for(root, limit) {
@@ -229,6 +237,14 @@ fn disk_of_file(root: &Root, file: &str) -> Option<DiskName> {
     DiskName::parse(pool::name_in(root, file)?)
 }
 
+/// The file of a loop device, as the kernel shows its path; `None` for other devices.
+fn file_of(root: &Root, device: &str) -> Result<Option<String>> {
+    if !device.starts_with("loop") {
+        return Ok(None);
+    }
+    loops::backing(root, device).cannot(format_args!("look at {device}"))
+}
+
 /// Whether a device is over this file of the pool. If that cannot be read, it may be.
 fn is_over(root: &Root, device: &str, file: &str) -> bool {
     match loops::backing(root, device) {
@@ -247,7 +263,8 @@ fn device_over(root: &Root, file: &str) -> Result<Option<String>> {
 /// somebody began to use the disk in the meantime, it is a disk again.
 fn recover_part(root: &Root, name: DiskName) -> Result<Option<&'static str>> {
     if let Some(device) = device_over(root, &part(name))? {
-        let dev = block::dev_of(root, &device).ok_or_else(|| Error::NotFound(format!("no {device}")))?;
+        let dev = block::dev_of(root, &device).cannot(format_args!("look at {device}"))?;
+        let dev = dev.ok_or_else(|| Error::NotFound(format!("there is no {device} any more")))?;
         let claim = usage::claim_unused(root, dev, &*device, Mode::Claim);
         let detached = claim.and_then(|claim| {
             block::set_read_only(&claim, false)
@@ -277,14 +294,15 @@ fn recover_disk(root: &Root, name: DiskName) -> Result<Option<&'static str>> {
             loops::attach(root, &file).cannot("attach a loop device to its file")?.0
         }
     };
-    let size = block::size_of_disk(root, &device);
-    if size != Some(length) || loops::ends_early(root, &device) {
+    let look = format!("look at {device}");
+    let size = block::size_of_disk(root, &device).cannot(&look)?;
+    if size != Some(length) || loops::ends_early(root, &device).cannot(&look)? {
         done = Some("has the size of its file again");
         block::open(root, &device, Mode::Read)
             .and_then(|disk| loops::limit(&disk, 0).and_then(|()| loops::follow_size(&disk)))
             .cannot("give it the size of its file")?;
     }
-    if loops::detaches_itself(root, &device) {
+    if loops::detaches_itself(root, &device).cannot(&look)? {
         done = Some("stays attached when it is closed");
         block::open(root, &device, Mode::Read)
             .and_then(|disk| loops::stay(&disk))

@@ -58,9 +58,9 @@ impl Module {
     fn look_at(&self, root: &Root, name: DiskName) -> Option<Look> {
         let closed = self.closed();
         if closed.contains(&name) {
-            let read_only = block::is_disk_read_only(root, &name.to_string());
+            let read_only = block::is_disk_read_only(root, &name.to_string()).ok()?;
             // A disk that is being removed loses its size before its name.
-            let size = block::size_of_disk(root, &name.to_string()).filter(|&size| size > 0)?;
+            let size = block::size_of_disk(root, &name.to_string()).ok()?.filter(|&size| size > 0)?;
             return Some(Look { size, used: 0, read_only });
         }
         rapiddisk::look_at(root, name.0).ok()
@@ -72,8 +72,8 @@ impl Driver for Module {
         "rapiddisk"
     }
 
-    fn is_loaded(&self, root: &Root) -> bool {
-        rapiddisk::is_loaded(root)
+    fn is_loaded(&self, root: &Root) -> Result<bool> {
+        rapiddisk::is_loaded(root).cannot("look for the module rapiddisk")
     }
 
     fn devices(&self, root: &Root) -> Result<Vec<(DiskName, String)>> {
@@ -81,7 +81,7 @@ impl Driver for Module {
     }
 
     fn list(&self, root: &Root) -> Result<Vec<RamDisk>> {
-        if !self.is_loaded(root) {
+        if !self.is_loaded(root)? {
             return Ok(Vec::new());
         }
         let mut listed = self.listed(root)?;
@@ -89,7 +89,7 @@ impl Driver for Module {
         for (name, device) in self.devices(root)? {
             let look = match listed.remove(&name) {
                 Some(row) => {
-                    let read_only = block::is_disk_read_only(root, &device);
+                    let read_only = block::is_disk_read_only(root, &device).cannot("list the RAM disks")?;
                     Some(Look { size: row.size, used: row.used, read_only })
                 }
                 None => self.look_at(root, name),
@@ -105,15 +105,15 @@ impl Driver for Module {
         Ok(disks)
     }
 
-    fn name_of(&self, _root: &Root, device: &str) -> Option<DiskName> {
-        DiskName::parse(device)
+    fn name_of(&self, _root: &Root, device: &str) -> Result<Option<DiskName>> {
+        Ok(DiskName::parse(device))
     }
 
-    fn most(&self, root: &Root) -> (u32, &'static str) {
-        (
-            rapiddisk::max_disks(root),
+    fn most(&self, root: &Root) -> Result<(u32, &'static str)> {
+        Ok((
+            rapiddisk::max_disks(root).cannot("ask how many disks the module takes")?,
             "the rapiddisk module takes no more; remove one, or load it with a larger rd_max_nr",
-        )
+        ))
     }
 
     fn attach(&self, root: &Root, name: DiskName, bytes: u64, _limit: u64) -> Result<()> {
