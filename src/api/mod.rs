@@ -42,16 +42,16 @@ impl Api {
                 answer::made("device", &disk, format!("{disk} has {} MiB", size.bytes() >> 20))
             }
             Action::ResizeDisk(disk, size) => {
-                storage.disks.resize(*disk, *size)?;
-                answer::done(format!("{disk} has {} MiB now", size.bytes() >> 20))
+                let left = storage.disks.resize(*disk, *size)?;
+                answer::done(with(format!("{disk} has {} MiB now", size.bytes() >> 20), left))
             }
             Action::FlushDisk(disk) => {
                 storage.disks.flush(*disk)?;
                 answer::done(format!("{disk} is empty"))
             }
             Action::RemoveDisk(disk) => {
-                storage.disks.remove(*disk)?;
-                answer::done(format!("{disk} is removed"))
+                let left = storage.disks.remove(*disk)?;
+                answer::done(with(format!("{disk} is removed"), left))
             }
             Action::LockDisk(disk) => {
                 storage.disks.set_locked(*disk, true)?;
@@ -70,8 +70,8 @@ impl Api {
                 answer::made("device", name, message)
             }
             Action::RemoveCache(cache) => {
-                storage.caches.remove(cache)?;
-                answer::done(format!("{cache} is removed"))
+                let left = storage.caches.remove(cache)?;
+                answer::done(with(format!("{cache} is removed"), left))
             }
             Action::CreatePort(id, place, protocol, service) => {
                 answer::made_port(&storage.exports.create_port(*id, place, *protocol, *service)?)
@@ -126,5 +126,13 @@ impl Service for Api {
 
     fn refusal(&self, status: u16, message: &str) -> Answer {
         answer::failed(status, message)
+    }
+}
+
+/// The message of a change that is done, with what it left over.
+fn with(done: String, left: Option<String>) -> String {
+    match left {
+        Some(left) => format!("{done}, but {left}"),
+        None => done,
     }
 }

@@ -78,7 +78,7 @@ impl Caches {
             return Err(Error::Conflict(format!("{} has just been changed; try again", wanted.source)));
         }
         if mapping::info_of(&wanted.control, name.as_dm())?.is_some() {
-            return Err(mapping::exists_already(name));
+            return Err(self.name_taken(wanted));
         }
         wanted.target.remove_leftovers(root, name)?;
         node::check_place(root, name)?;
@@ -94,6 +94,28 @@ impl Caches {
         block::read_start(&claim, &mut start).cannot(format_args!("read {}", disk.name))?;
         check_start(disk.name, &start)?;
         Ok(Checked { disk, source, block, claim, start })
+    }
+
+    /// The refusal of a cache whose name is taken. Two sources whose names have the same last part would get
+    /// the same cache name: then the refusal says how to name this one otherwise.
+    fn name_taken(&self, wanted: &Wanted<'_>) -> Error {
+        let root = &self.machine.root;
+        let (name, (dev, device)) = (&wanted.name, &wanted.device);
+        let there = match self.mapped(&wanted.control, name) {
+            Ok(there) if there.devices.source != *dev => there,
+            _ => return mapping::exists_already(name),
+        };
+        let other = self.device_name(there.devices.source).unwrap_or_default();
+        let other = usage::shown_name(root, &other).unwrap_or(other);
+        let own = match block::mapped_name(root, device) {
+            Ok(Some(mapped)) => format!("mapper%2F{mapped}"),
+            _ => device.clone(),
+        };
+        let advice = match own.rsplit("%2F").next() == wanted.source.as_str().rsplit('/').next() {
+            true => "that source can only be cached once this cache is removed".to_owned(),
+            false => format!("ask for {} as {own}", wanted.source),
+        };
+        Error::Conflict(format!("{name} exists already, in front of {other}; {advice}"))
     }
 
     fn build(&self, wanted: Wanted<'_>, checked: Checked<'_>) -> Result<NewCache> {

@@ -7,7 +7,7 @@ use super::targets::remove_parts;
 use super::{Caches, Mapped, node};
 use crate::kernel;
 use crate::kernel::dm::Control;
-use crate::storage::error::{Cannot, Error, Result};
+use crate::storage::error::{Cannot, Error, Left, Result, left};
 use crate::storage::locks::Key;
 use crate::storage::names::CacheName;
 use crate::storage::undo::Undo;
@@ -16,7 +16,7 @@ use crate::storage::wait::retry_busy;
 
 impl Caches {
     /// Removes a cache. A writeback cache is only removed once all its data is on the source.
-    pub fn remove(&self, name: &CacheName) -> Result<()> {
+    pub fn remove(&self, name: &CacheName) -> Result<Left> {
         let control = mapping::control(&self.machine.root)?;
         let mapped = match self.mapped(&control, name) {
             // What an earlier removal left, or one by another program, holds the RAM disk.
@@ -37,7 +37,7 @@ impl Caches {
         let disk = self.device_name(mapped.devices.disk)?;
         let disk = self.disks.name_of(&disk)?.map(|_| disk);
         self.unmap(&control, name, &mapped)?;
-        self.clean_up(name, &mapped, disk.as_deref())
+        Ok(left(self.clean_up(name, &mapped, disk.as_deref())))
     }
 
     fn keys(&self, mapped: &Mapped<'_>, name: &CacheName) -> Result<Vec<Key>> {
@@ -67,20 +67,18 @@ impl Caches {
     fn clean_up(&self, name: &CacheName, mapped: &Mapped<'_>, disk: Option<&str>) -> Result<()> {
         let root = &self.machine.root;
         let cleared = mapped.target.clean_up(root, name, disk);
-        node::remove(root, name).and(cleared).map_err(|error| match error {
-            Error::Kernel(what, error) => Error::Kernel(format!("{name} is removed, but {what}"), error),
-            other => other,
-        })
+        node::remove(root, name).and(cleared)
     }
 
     /// Removes the parts of a cache that is gone itself.
-    fn remove_left_parts(&self, control: &Control, name: &CacheName) -> Result<()> {
+    fn remove_left_parts(&self, control: &Control, name: &CacheName) -> Result<Left> {
         let _held = self.machine.hold(vec![Key::Mapping(name.to_string())])?;
         // The parts may belong to a cache that was being made until now.
         if !mapping::has_only_parts(control, name)? {
             return Err(Error::Conflict(format!("{name} has just been changed; try again")));
         }
-        remove_parts(&self.machine.root, name).and_then(|()| node::remove(&self.machine.root, name))
+        remove_parts(&self.machine.root, name)?;
+        Ok(left(node::remove(&self.machine.root, name)))
     }
 
     /// Refuses a mapping that somebody has open, and says who.

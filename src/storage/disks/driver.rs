@@ -4,7 +4,7 @@ use std::fs::File;
 
 use crate::kernel::block::{self, Dev};
 use crate::kernel::{self, Root};
-use crate::storage::error::{Cannot, Result};
+use crate::storage::error::{Cannot, Left, Result};
 use crate::storage::names::DiskName;
 
 /// A RAM disk, as a list shows it.
@@ -34,6 +34,15 @@ pub struct Device<'a> {
     pub size: u64,
     /// What serves it.
     pub driver: &'a dyn Driver,
+}
+
+/// What became of a disk that was to shrink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shrunk {
+    /// It has its new size.
+    Done(Left),
+    /// There is data above the new end by now, and nothing has changed.
+    DataAbove,
 }
 
 /// One way to make RAM disks. Each function expects that its caller has checked what it asks for,
@@ -84,7 +93,7 @@ pub trait Driver: Send + Sync {
 
     /// Destroys a disk that the caller has claimed. EBUSY: the kernel counts another opener, and the
     /// disk stays.
-    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<()>;
+    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<Left>;
 
     /// Gives a disk a new size, larger than the one it has.
     fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, limit: u64) -> Result<()>;
@@ -92,9 +101,8 @@ pub trait Driver: Send + Sync {
     /// The fewest bytes that hold all data of a disk.
     fn least_size(&self, root: &Root, disk: &Device<'_>, claim: &File) -> kernel::Result<u64>;
 
-    /// Gives a claimed disk a new size, smaller than the one it has. EINVAL: there is data above the
-    /// new end by now, and nothing has changed.
-    fn shrink(&self, root: &Root, disk: &Device<'_>, claim: &File, bytes: u64) -> kernel::Result<()>;
+    /// Gives a claimed disk a new size, smaller than the one it has.
+    fn shrink(&self, root: &Root, disk: &Device<'_>, claim: &File, bytes: u64) -> Result<Shrunk>;
 
     /// Frees the memory of a disk that is claimed for writing: the disk reads as zero afterwards.
     /// EBUSY as for `detach`.

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-pub use driver::{Device, Driver, RamDisk};
+pub use driver::{Device, Driver, RamDisk, Shrunk};
 pub use drivers::{Drivers, RamDriver};
 
-use super::error::{Cannot, Error, Result};
+use super::error::{Cannot, Error, Left, Result, left};
 use super::locks::{Held, Key};
 use super::machine::Machine;
 use super::names::{CacheName, DiskName, Size};
@@ -71,7 +71,7 @@ impl Disks {
                 let disk = self.existing(name)?;
                 let claim =
                     block::open(root, &disk.device, Mode::Claim).cannot(format_args!("open {name}"))?;
-                disk.driver.detach(root, &disk, claim).cannot(format_args!("remove {name}"))
+                disk.driver.detach(root, &disk, claim).map(drop).cannot(format_args!("remove {name}"))
             });
             let is_ready = || {
                 let found = self.existing(name).ok().filter(|disk| disk.size == size.bytes());
@@ -111,7 +111,7 @@ impl Disks {
     }
 
     /// Gives a RAM disk a new size.
-    pub fn resize(&self, name: DiskName, size: Size) -> Result<()> {
+    pub fn resize(&self, name: DiskName, size: Size) -> Result<Left> {
         let root = &self.machine.root;
         let _held = self.machine.hold(vec![Key::Memory, Key::disk(name)])?;
         let disk = self.existing(name)?;
@@ -122,15 +122,16 @@ impl Disks {
         }
         let new = size.bytes();
         self.check_memory(new, disk.size)?;
+        let mut left_over = None;
         if new > disk.size {
             disk.driver.grow(root, &disk, new, self.machine.memory_limit())?;
         } else if new < disk.size {
-            self.shrink(&disk, new)?;
+            left_over = self.shrink(&disk, new)?;
         }
-        self.tell_initiators(&disk)
+        Ok(left_over.or(left(self.tell_initiators(&disk))))
     }
 
-    fn shrink(&self, disk: &Device<'_>, new: u64) -> Result<()> {
+    fn shrink(&self, disk: &Device<'_>, new: u64) -> Result<Left> {
         let (root, name) = (&self.machine.root, disk.name);
         // Nobody may write above the new end from here on.
         let claim = self.claim_unused(disk, Mode::Claim)?;
@@ -145,9 +146,9 @@ impl Disks {
             return Err(too_small());
         }
         // The driver looks again, since somebody may have written in this moment.
-        match disk.driver.shrink(root, disk, &claim, new) {
-            Err(error) if error.is(Errno::INVAL) => Err(too_small()),
-            shrunk => shrunk.cannot(format_args!("resize {name}")),
+        match disk.driver.shrink(root, disk, &claim, new)? {
+            Shrunk::DataAbove => Err(too_small()),
+            Shrunk::Done(left) => Ok(left),
         }
     }
 
@@ -164,9 +165,7 @@ impl Disks {
             match namespace.set(root, "revalidate_size", "1") {
                 // A namespace that is not enabled reads the size when it is enabled.
                 Err(error) if !error.is(Errno::INVAL) => {
-                    let what =
-                        format!("{} has its new size, but namespace {id} of {nqn} was not told", disk.name);
-                    return Err(Error::Kernel(what, error));
+                    return Err(Error::Kernel(format!("namespace {id} of {nqn} was not told of it"), error));
                 }
                 _ => {}
             }
@@ -188,14 +187,15 @@ impl Disks {
     }
 
     /// Removes a RAM disk.
-    pub fn remove(&self, name: DiskName) -> Result<()> {
+    pub fn remove(&self, name: DiskName) -> Result<Left> {
         let root = &self.machine.root;
         let _held = self.machine.hold(vec![Key::disk(name)])?;
         let disk = self.existing(name)?;
         let claim = self.claim_unused(&disk, Mode::Claim)?;
-        disk.driver.detach(root, &disk, claim).map_err(|error| destruction_refused(name, error))?;
+        let left =
+            disk.driver.detach(root, &disk, claim).map_err(|error| destruction_refused(name, error))?;
         wait_until(NODE_PATIENCE, || self.existing(name).is_err());
-        Ok(())
+        Ok(left)
     }
 
     /// Makes a RAM disk read-only (locked) or read-write.

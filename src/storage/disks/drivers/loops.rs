@@ -13,8 +13,8 @@ use rustix::io::Errno;
 use crate::kernel::block::{self, Mode};
 use crate::kernel::links::{self, Entry};
 use crate::kernel::{self, Root, loops, pool};
-use crate::storage::disks::driver::{Device, Driver, RamDisk};
-use crate::storage::error::{Cannot, Error, Result};
+use crate::storage::disks::driver::{Device, Driver, RamDisk, Shrunk};
+use crate::storage::error::{Cannot, Error, Left, Result, left};
 use crate::storage::names::DiskName;
 use crate::storage::undo::Undo;
 use crate::storage::usage;
@@ -124,7 +124,7 @@ impl Driver for Loops {
         })
     }
 
-    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<()> {
+    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<Left> {
         let (name, device) = (disk.name, &disk.device);
         let is_locked = block::is_disk_read_only(root, device)?;
         match pool::rename(root, &name.to_string(), &part(name)) {
@@ -152,7 +152,7 @@ impl Driver for Loops {
         }
         // The disk is gone, whether or not what it leaves behind can be removed.
         let unlinked = unlink(root, name);
-        pool::remove(root, &part(name)).and(unlinked)
+        Ok(left(pool::remove(root, &part(name)).and(unlinked).cannot("remove what it left")))
     }
 
     fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, limit: u64) -> Result<()> {
@@ -178,17 +178,26 @@ impl Driver for Loops {
 
     /// First the device is made to end earlier, so that nobody can write above its new end any more.
     /// Only then the file is cut, where nothing was written.
-    fn shrink(&self, root: &Root, disk: &Device<'_>, claim: &File, bytes: u64) -> kernel::Result<()> {
-        let file = pool::open(root, &disk.name.to_string())?;
-        let cut = || {
-            loops::limit(claim, bytes)?;
-            if pool::end_of_data(&file)? > bytes {
-                return Err(kernel::Error::new("ftruncate", &Errno::INVAL.into()));
+    fn shrink(&self, root: &Root, disk: &Device<'_>, claim: &File, bytes: u64) -> Result<Shrunk> {
+        let what = format!("resize {}", disk.name);
+        let file = pool::open(root, &disk.name.to_string()).cannot(&what)?;
+        let cut = Undo::run(|undo| {
+            undo.push(format!("limiting {}", disk.device), || {
+                loops::limit(claim, 0).cannot("take the limit back")
+            });
+            loops::limit(claim, bytes).cannot(&what)?;
+            if pool::end_of_data(&file).cannot(&what)? > bytes {
+                loops::limit(claim, 0).cannot(&what)?;
+                return Ok(false);
             }
-            pool::set_length(&file, bytes)
-        };
-        let outcome = cut();
-        outcome.and(loops::limit(claim, 0))
+            pool::set_length(&file, bytes).cannot(&what)?;
+            Ok(true)
+        })?;
+        if !cut {
+            return Ok(Shrunk::DataAbove);
+        }
+        let unlimited = loops::limit(claim, 0).cannot(format_args!("take the limit off {}", disk.device));
+        Ok(Shrunk::Done(left(unlimited)))
     }
 
     fn free(&self, disk: &Device<'_>, claim: &File) -> kernel::Result<()> {
@@ -196,16 +205,17 @@ impl Driver for Loops {
     }
 
     fn recover(&self, root: &Root, limit: u64) -> Vec<String> {
-        match pool::is_mounted(root) {
-            Ok(true) => {}
-            Ok(false) => return Vec::new(),
+        let files = match pool::names(root) {
+            Ok(files) => files,
             Err(error) => return vec![format!("the RAM disks could not be looked for: {error}")],
-        }
-        let mut said = Vec::new();
-        if let Err(error) = pool::mount_for(root, limit) {
+        };
+        let mut said = remove_lost_links(root, &files);
+        if pool::is_mounted(root) == Ok(true)
+            && let Err(error) = pool::mount_for(root, limit)
+        {
             said.push(format!("the tmpfs of the RAM disks keeps its size: {error}"));
         }
-        for file in pool::names(root).unwrap_or_default() {
+        for file in files {
             let (name, is_part) = match file.strip_suffix(PART) {
                 Some(name) => (DiskName::parse(name), true),
                 None => (DiskName::parse(&file), false),
@@ -218,6 +228,25 @@ impl Driver for Loops {
         }
         said
     }
+}
+
+/// Removes the links in `/dev` that were left of disks that are gone. The loop devices that they lead to may
+/// be somebody else's by now.
+fn remove_lost_links(root: &Root, files: &[String]) -> Vec<String> {
+    let names = links::names(root).unwrap_or_default().into_iter();
+    let is_disk =
+        |name: &DiskName| files.iter().any(|file| *file == name.to_string() || *file == part(*name));
+    let lost = names.filter_map(|name| DiskName::parse(&name)).filter(|name| !is_disk(name));
+    let remove = |name: DiskName| match links::look(&node(root, name)) {
+        Ok(Entry::Link(to)) if is_ours(&to) && !may_be_disk(root, name, &to) => {
+            Some(match links::remove(&node(root, name)) {
+                Ok(()) => format!("{name}: its link was left and is removed"),
+                Err(error) => format!("{name}: its link was left and could not be removed: {error}"),
+            })
+        }
+        _ => None,
+    };
+    lost.filter_map(remove).collect()
 }
 
 fn part(name: DiskName) -> String {
@@ -343,11 +372,20 @@ fn check_place(root: &Root, name: DiskName) -> Result<()> {
 
 /// Whether the device is over a file that could be this disk's, and that is not in the pool seen here.
 fn leads_out_of_sight(root: &Root, name: DiskName, device: &str) -> bool {
-    loops::backing(root, device).ok().flatten().is_some_and(|path| {
-        let file = path.strip_suffix(" (deleted)").unwrap_or(&path).rsplit('/').next();
-        let is_its = file == Some(&name.to_string()) || file == Some(&part(name));
-        is_its && pool::name_in(root, &path).is_none()
-    })
+    let path = loops::backing(root, device).ok().flatten();
+    path.is_some_and(|path| is_named_as(name, &path) && pool::name_in(root, &path).is_none())
+}
+
+/// Whether the device is over a file that could be this disk's, wherever the file is. A device that cannot be
+/// looked at may be.
+fn may_be_disk(root: &Root, name: DiskName, device: &str) -> bool {
+    loops::backing(root, device).map_or(true, |path| path.is_some_and(|path| is_named_as(name, &path)))
+}
+
+/// Whether a file has the name of the file of this disk, given its path as the kernel shows it.
+fn is_named_as(name: DiskName, path: &str) -> bool {
+    let file = path.strip_suffix(" (deleted)").unwrap_or(path).rsplit('/').next();
+    file == Some(&name.to_string()) || file == Some(&part(name))
 }
 
 /// Whether a link in `/dev` that leads there is one that this driver makes.

@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::io::Errno;
+
 use crate::kernel::block::{self, SECTOR};
 use crate::kernel::rapiddisk::{self, Look};
 use crate::kernel::{self, Root};
-use crate::storage::disks::driver::{Device, Driver, RamDisk, named_as_disks};
-use crate::storage::error::{Cannot, Result};
+use crate::storage::disks::driver::{Device, Driver, RamDisk, Shrunk, named_as_disks};
+use crate::storage::error::{Cannot, Left, Result};
 use crate::storage::names::DiskName;
 use crate::storage::wait::retry_busy;
 
@@ -120,13 +122,13 @@ impl Driver for Module {
         rapiddisk::attach(root, name.0, bytes).cannot(format_args!("make {name}"))
     }
 
-    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<()> {
+    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<Left> {
         self.close_for(disk.name, || {
             // The module counts all openers. It refuses to free pages while there is another one,
             // but it does not refuse to detach.
             retry_busy(|| rapiddisk::free_pages(&claim))?;
             // The claim is held until the disk is gone: no mount or mapping slips in.
-            rapiddisk::detach(root, disk.name.0)
+            rapiddisk::detach(root, disk.name.0).map(|()| None)
         })
     }
 
@@ -140,8 +142,11 @@ impl Driver for Module {
         Ok(if highest == 0 { 0 } else { highest.saturating_add(1).saturating_mul(SECTOR) })
     }
 
-    fn shrink(&self, root: &Root, disk: &Device<'_>, _claim: &File, bytes: u64) -> kernel::Result<()> {
-        rapiddisk::resize(root, disk.name.0, bytes)
+    fn shrink(&self, root: &Root, disk: &Device<'_>, _claim: &File, bytes: u64) -> Result<Shrunk> {
+        match rapiddisk::resize(root, disk.name.0, bytes) {
+            Err(error) if error.is(Errno::INVAL) => Ok(Shrunk::DataAbove),
+            resized => resized.cannot(format_args!("resize {}", disk.name)).map(|()| Shrunk::Done(None)),
+        }
     }
 
     fn free(&self, disk: &Device<'_>, claim: &File) -> kernel::Result<()> {
