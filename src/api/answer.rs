@@ -5,6 +5,7 @@ use std::fmt::Display;
 use serde_json::{Value, json};
 
 use super::seam::Response;
+use crate::storage::Left;
 
 /// An answer with a JSON body.
 pub fn json(status: u16, body: &Value) -> Response {
@@ -24,6 +25,14 @@ pub fn made(field: &str, name: &impl Display, message: String) -> Value {
     let mut body = done(message);
     body[field] = Value::String(name.to_string());
     body
+}
+
+/// The message of a change that is done, with what it left over.
+pub fn with_left(done: String, left: Left) -> String {
+    match left {
+        Some(left) => format!("{done}, but {left}"),
+        None => done,
+    }
 }
 
 /// An object with one field, an array. `json!` would copy the values.

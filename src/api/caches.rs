@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::answer::{done, made};
+use super::answer::{done, made, with_left};
 use super::parameters::{Kind, Parameter, Values};
 use crate::storage::{Cache, CacheName, CacheStats, DiskName, Policy, Result, SourceName, Storage};
 
@@ -74,8 +74,8 @@ pub fn execute(storage: &Storage, action: &CacheAction) -> Result<Value> {
             made("device", name, message)
         }
         CacheAction::Remove(cache) => {
-            storage.caches.remove(cache)?;
-            done(format!("{cache} is removed"))
+            let left = storage.caches.remove(cache)?;
+            done(with_left(format!("{cache} is removed"), left))
         }
         CacheAction::Stats(cache) => statistics(&storage.caches.stats(cache)?),
     })

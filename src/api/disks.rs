@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::answer::{done, made};
+use super::answer::{done, made, with_left};
 use super::parameters::{Kind, Parameter, Values};
 use crate::storage::{DiskName, RamDisk, Result, Size, Storage};
 
@@ -60,16 +60,16 @@ pub fn execute(storage: &Storage, action: &DiskAction) -> Result<Value> {
             made("device", &disk, format!("{disk} has {} MiB", size.bytes() >> 20))
         }
         DiskAction::Resize(disk, size) => {
-            storage.disks.resize(*disk, *size)?;
-            done(format!("{disk} has {} MiB now", size.bytes() >> 20))
+            let left = storage.disks.resize(*disk, *size)?;
+            done(with_left(format!("{disk} has {} MiB now", size.bytes() >> 20), left))
         }
         DiskAction::Flush(disk) => {
             storage.disks.flush(*disk)?;
             done(format!("{disk} is empty"))
         }
         DiskAction::Remove(disk) => {
-            storage.disks.remove(*disk)?;
-            done(format!("{disk} is removed"))
+            let left = storage.disks.remove(*disk)?;
+            done(with_left(format!("{disk} is removed"), left))
         }
         DiskAction::Lock(disk) => {
             storage.disks.set_locked(*disk, true)?;

@@ -30,17 +30,36 @@ pub enum NvmeAction {
 }
 
 impl NvmeAction {
+    /// Reads the action that makes a port with the default service id.
+    ///
+    /// # Errors
+    /// A parameter is wrong.
+    pub fn create_port(parameters: &mut Parameters<'_>) -> Parsed<NvmeAction> {
+        let (port, address, protocol) = (parameters.take()?, parameters.take()?, parameters.take()?);
+        check_new_port(port)?;
+        Ok(NvmeAction::CreatePort(port, address, protocol, ServiceId::DEFAULT))
+    }
+
     /// Reads the action that makes a port with a service id.
     ///
     /// # Errors
     /// A parameter is wrong, or the protocol has no service id.
     pub fn create_port_with_service(parameters: &mut Parameters<'_>) -> Parsed<NvmeAction> {
-        let (port, place, protocol) = (parameters.take()?, parameters.take()?, parameters.take()?);
+        let (port, address, protocol) = (parameters.take()?, parameters.take()?, parameters.take()?);
+        check_new_port(port)?;
         if protocol == Protocol::Loop {
             return Err("the protocol loop has no service id".into());
         }
-        Ok(NvmeAction::CreatePort(port, place, protocol, parameters.take()?))
+        Ok(NvmeAction::CreatePort(port, address, protocol, parameters.take()?))
     }
+}
+
+/// Refuses to make a port 0, which other programs take for the default.
+fn check_new_port(port: PortId) -> Parsed<()> {
+    if port.number() == 0 {
+        return Err("a new port has a number from 1 to 65535, not 0".into());
+    }
+    Ok(())
 }
 
 /// The numbers 1 to 65535 as a regular expression.
@@ -67,10 +86,11 @@ impl Parameter for Volume {
 impl Parameter for PortId {
     const KIND: Kind = Kind {
         name: "port",
-        description: "The number of an NVMe port, 1 to 65535. It is a name that you choose, not a TCP port.",
-        values: Values::Pattern(number_of_16_bits!()),
+        description: "The number of an NVMe port, 0 to 65535. It is a name that you choose, not a TCP port. A new \
+                      port cannot have the number 0, which other programs use.",
+        values: Values::Pattern(concat!("0|", number_of_16_bits!())),
         example: "1",
-        expected: "the number of a port, 1 to 65535",
+        expected: "the number of a port, 0 to 65535",
     };
 
     fn read(text: &str) -> Option<PortId> {
@@ -82,9 +102,9 @@ impl Parameter for Ports {
     const KIND: Kind = Kind {
         name: "ports",
         description: "The number of an NVMe port, or `all` for every port there is.",
-        values: Values::Pattern(concat!("all|", number_of_16_bits!())),
+        values: Values::Pattern(concat!("all|0|", number_of_16_bits!())),
         example: "all",
-        expected: "the number of a port, 1 to 65535, or all",
+        expected: "the number of a port, 0 to 65535, or all",
     };
 
     fn read(text: &str) -> Option<Ports> {

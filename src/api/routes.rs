@@ -127,7 +127,7 @@ pub static ENDPOINTS: &[Endpoint] = &[
         "/v1/createNVMePort/@port/@interface/@protocol",
         "/v1/createNVMePort/1/eth0/tcp",
         "Makes an NVMe port, with the service 4420.",
-        |p| Ok(NvmeAction::CreatePort(p.take()?, p.take()?, p.take()?, ServiceId::DEFAULT).into()),
+        |p| NvmeAction::create_port(p).map(Action::from),
     ),
     change(
         "/v1/createNVMePort/@port/@interface/@protocol/@service",

@@ -12,7 +12,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
 
-use super::{Error, Result, Root};
+use super::{Error, Result, Root, unless_gone};
 
 /// Bytes in a sector, the unit of sysfs and of device-mapper tables.
 pub const SECTOR: u64 = 512;
@@ -55,16 +55,27 @@ impl fmt::Display for Dev {
 
 /// The kernel's name of a device (`sda`, `sda1`, `dm-3`), `None` where there is
 /// no such device.
-pub fn name_of(root: &Root, dev: Dev) -> Option<String> {
-    let link = fs::read_link(root.path(format!("sys/dev/block/{dev}"))).ok()?;
-    Some(link.file_name()?.to_str()?.to_owned())
+pub fn name_of(root: &Root, dev: Dev) -> Result<Option<String>> {
+    let path = root.path(format!("sys/dev/block/{dev}"));
+    let context = |error| Error::new(format!("readlink {}", path.display()), &error);
+    let link = unless_gone(fs::read_link(&path).map_err(context))?;
+    let name = |link: &PathBuf| Some(link.file_name()?.to_str()?.to_owned());
+    Ok(link.as_ref().and_then(name))
 }
 
 /// The device number behind a node such as `/dev/sda`, links followed; `None`
 /// where the path is no block device.
-pub fn dev_of_node(path: &Path) -> Option<Dev> {
-    let node = fs::metadata(path).ok()?;
-    node.file_type().is_block_device().then(|| Dev::from_rdev(node.rdev()))
+pub fn dev_of_node(path: &Path) -> Result<Option<Dev>> {
+    let context = |error| Error::new(format!("look at {}", path.display()), &error);
+    let node = unless_gone(fs::metadata(path).map_err(context))?;
+    let is_block = |node: &fs::Metadata| node.file_type().is_block_device();
+    Ok(node.filter(is_block).map(|node| Dev::from_rdev(node.rdev())))
+}
+
+/// Whether a path leads to anything, links followed.
+pub fn exists(path: &Path) -> Result<bool> {
+    let context = |error| Error::new(format!("look at {}", path.display()), &error);
+    Ok(unless_gone(fs::metadata(path).map_err(context))?.is_some())
 }
 
 /// The kernel's names of all whole disks.
@@ -73,51 +84,57 @@ pub fn disks(root: &Root) -> Result<Vec<String>> {
 }
 
 /// The device number of a disk or partition, by the kernel's name.
-pub fn dev_of(root: &Root, name: &str) -> Option<Dev> {
-    Dev::parse(&root.attribute(format!("sys/class/block/{name}/dev"))?)
+pub fn dev_of(root: &Root, name: &str) -> Result<Option<Dev>> {
+    let dev = root.attribute(format!("sys/class/block/{name}/dev"))?;
+    Ok(dev.and_then(|dev| Dev::parse(&dev)))
 }
 
 /// The size of a whole disk in bytes, by the kernel's name.
-pub fn size_of_disk(root: &Root, name: &str) -> Option<u64> {
-    root.number(format!("sys/block/{name}/size"))?.checked_mul(SECTOR)
+pub fn size_of_disk(root: &Root, name: &str) -> Result<Option<u64>> {
+    let sectors = root.number(format!("sys/block/{name}/size"))?;
+    Ok(sectors.and_then(|sectors| sectors.checked_mul(SECTOR)))
 }
 
 /// Whether a whole disk is read-only, by the kernel's name.
-pub fn is_disk_read_only(root: &Root, name: &str) -> bool {
-    root.number(format!("sys/block/{name}/ro")) == Some(1)
+pub fn is_disk_read_only(root: &Root, name: &str) -> Result<bool> {
+    Ok(root.number(format!("sys/block/{name}/ro"))? == Some(1))
 }
 
 /// The name that device-mapper has for a disk; `None` for other disks.
-pub fn mapped_name(root: &Root, name: &str) -> Option<String> {
+pub fn mapped_name(root: &Root, name: &str) -> Result<Option<String>> {
     root.attribute(format!("sys/block/{name}/dm/name"))
 }
 
 /// The disk that a partition is on; `None` for a whole disk.
-pub fn whole(root: &Root, dev: Dev) -> Option<Dev> {
-    attribute(root, dev, "partition")?;
-    Dev::parse(&attribute(root, dev, "../dev")?)
+pub fn whole(root: &Root, dev: Dev) -> Result<Option<Dev>> {
+    if attribute(root, dev, "partition")?.is_none() {
+        return Ok(None);
+    }
+    Ok(attribute(root, dev, "../dev")?.and_then(|dev| Dev::parse(&dev)))
 }
 
 /// An attribute of a disk or partition, by device number; `None` without it.
-pub fn attribute(root: &Root, dev: Dev, attribute: &str) -> Option<String> {
+pub fn attribute(root: &Root, dev: Dev, attribute: &str) -> Result<Option<String>> {
     root.attribute(format!("sys/dev/block/{dev}/{attribute}"))
 }
 
 /// The size in sectors.
-pub fn sectors(root: &Root, dev: Dev) -> Option<u64> {
-    attribute(root, dev, "size")?.parse().ok()
+pub fn sectors(root: &Root, dev: Dev) -> Result<Option<u64>> {
+    root.number(format!("sys/dev/block/{dev}/size"))
 }
 
 /// Whether the device is read-only.
-pub fn is_read_only(root: &Root, dev: Dev) -> bool {
-    attribute(root, dev, "ro").as_deref() == Some("1")
+pub fn is_read_only(root: &Root, dev: Dev) -> Result<bool> {
+    Ok(root.number(format!("sys/dev/block/{dev}/ro"))? == Some(1))
 }
 
 /// The logical block size in bytes; a partition has its disk's.
-pub fn logical_block_size(root: &Root, dev: Dev) -> Option<u64> {
-    ["queue/logical_block_size", "../queue/logical_block_size"]
-        .into_iter()
-        .find_map(|path| attribute(root, dev, path)?.parse().ok())
+pub fn logical_block_size(root: &Root, dev: Dev) -> Result<Option<u64>> {
+    let own = root.number(format!("sys/dev/block/{dev}/queue/logical_block_size"))?;
+    match own {
+        None => root.number(format!("sys/dev/block/{dev}/../queue/logical_block_size")),
+        own => Ok(own),
+    }
 }
 
 /// The partitions of a disk; empty for a partition.
@@ -125,8 +142,8 @@ pub fn partitions(root: &Root, dev: Dev) -> Result<Vec<Dev>> {
     let dir = format!("sys/dev/block/{dev}");
     let mut found = Vec::new();
     for name in root.names(&dir)? {
-        if root.exists(format!("{dir}/{name}/partition")) {
-            found.extend(root.attribute(format!("{dir}/{name}/dev")).and_then(|text| Dev::parse(&text)));
+        if root.exists(format!("{dir}/{name}/partition"))? {
+            found.extend(root.attribute(format!("{dir}/{name}/dev"))?.and_then(|text| Dev::parse(&text)));
         }
     }
     Ok(found)
@@ -167,7 +184,7 @@ pub fn open(root: &Root, name: &str, mode: Mode) -> Result<File> {
         .map_err(context)?;
     let node = file.metadata().map_err(context)?;
     let dev = node.file_type().is_block_device().then(|| Dev::from_rdev(node.rdev()));
-    if dev.is_some() && dev == dev_of(root, name) { Ok(file) } else { Err(context(Errno::NXIO.into())) }
+    if dev.is_some() && dev == dev_of(root, name)? { Ok(file) } else { Err(context(Errno::NXIO.into())) }
 }
 
 /// Makes a device read-only or read-write (`BLKROSET`).
@@ -221,6 +238,6 @@ mod tests {
         let root = Root::new("/");
         assert!(open(&root, "null", Mode::Read).unwrap_err().is(Errno::NXIO));
         assert!(open(&root, "none-such", Mode::Read).unwrap_err().is(Errno::NOENT));
-        assert_eq!(dev_of_node(Path::new("/dev/null")), None);
+        assert_eq!(dev_of_node(Path::new("/dev/null")), Ok(None));
     }
 }

@@ -30,7 +30,9 @@ impl Error {
 
     /// Whether what was asked about is not there, or went away meanwhile.
     pub fn is_gone(&self) -> bool {
-        [Errno::NOENT, Errno::SRCH, Errno::NODEV, Errno::NXIO].iter().any(|&errno| self.is(errno))
+        [Errno::NOENT, Errno::NOTDIR, Errno::SRCH, Errno::NODEV, Errno::NXIO]
+            .iter()
+            .any(|&errno| self.is(errno))
     }
 
     /// Whether the errno is this one.

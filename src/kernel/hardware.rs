@@ -1,7 +1,7 @@
 //! The real disks of the machine, as sysfs lists them.
 
 use super::block::SECTOR;
-use super::{Dir, Result, Root};
+use super::{Dir, Error, Result, Root};
 
 /// What sysfs says of a whole disk as a piece of hardware.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,34 +30,32 @@ pub fn all(root: &Root) -> Result<Vec<Hardware>> {
         // The short way to them: they are many, and mostly not attached.
         let short = root.dir("sys/devices/virtual/block")?;
         let loops = short.as_ref().unwrap_or(&disks);
-        found.retain(|name| !name.starts_with("loop") || loops.exists(&format!("{name}/loop")));
+        // A loop device that cannot be looked at is looked at below, where that fails.
+        let is_attached = |name: &str| loops.exists(&format!("{name}/loop")).unwrap_or(true);
+        found.retain(|name| !name.starts_with("loop") || is_attached(name));
     }
     found.retain(|name| !DEVICELESS.contains(&name.trim_end_matches(|c: char| c.is_ascii_digit())));
-    Ok(found.into_iter().filter_map(|name| hardware(&disks, name)).collect())
+    found.into_iter().filter_map(|name| hardware(&disks, name).transpose()).collect()
 }
 
 /// Looks at one disk; `None` if it has no place in the list or goes away meanwhile.
-fn hardware(disks: &Dir, name: String) -> Option<Hardware> {
+fn hardware(disks: &Dir, name: String) -> Result<Option<Hardware>> {
     // Everything below belongs to this one device, whoever gets its name next.
-    let disk = disks.dir(&name)?;
-    let identity = |part| disk.attribute(part).filter(|text| !text.is_empty());
-    let (vendor, model) = (identity("device/vendor"), identity("device/model"));
+    let Some(disk) = disks.dir(&name)? else { return Ok(None) };
+    let identity = |part| Ok::<_, Error>(disk.attribute(part)?.filter(|text| !text.is_empty()));
+    let (vendor, model) = (identity("device/vendor")?, identity("device/model")?);
     // What has an identity has a device.
     let is_listed = |name: &str| ["md", "pmem", "loop"].iter().any(|start| name.starts_with(start));
-    if vendor.is_none() && model.is_none() && !is_listed(&name) && !disk.exists("device") {
-        return None;
+    if vendor.is_none() && model.is_none() && !is_listed(&name) && !disk.exists("device")? {
+        return Ok(None);
     }
     // The paths of a multipath disk: NVMe alone has them.
-    if name.starts_with("nvme") && disk.number("hidden") == Some(1) {
-        return None;
+    if name.starts_with("nvme") && disk.number("hidden")? == Some(1) {
+        return Ok(None);
     }
-    let size = disk.number("size")?.checked_mul(SECTOR)?;
-    Some(Hardware {
-        // Only asked of a drive without a medium.
-        removable: size == 0 && disk.number("removable") == Some(1),
-        name,
-        size,
-        vendor,
-        model,
-    })
+    let size = disk.number("size")?.and_then(|sectors| sectors.checked_mul(SECTOR));
+    let Some(size) = size else { return Ok(None) };
+    // Only asked of a drive without a medium.
+    let removable = size == 0 && disk.number("removable")? == Some(1);
+    Ok(Some(Hardware { removable, name, size, vendor, model }))
 }

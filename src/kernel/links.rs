@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use super::{Error, Result};
+use super::{Error, Result, Root};
 
 /// What is at a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,11 @@ pub fn look(path: &Path) -> Result<Entry> {
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(Entry::Other),
         Err(error) => Err(context(error)),
     }
+}
+
+/// The names of everything in `/dev`.
+pub fn names(root: &Root) -> Result<Vec<String>> {
+    root.names("dev")
 }
 
 /// Makes a link where nothing is. EEXIST: something is there.

@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, AsRawFd};
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, Ioctl, IoctlOutput, NoArg, Opcode, Setter, ioctl, opcode};
 
-use super::block::{self, Mode};
-use super::{Error, Result, Root};
+use super::block::{self, Dev, Mode};
+use super::{Error, Result, Root, unless_gone};
 
 const CONTROL: &str = "dev/loop-control";
 
@@ -96,7 +96,7 @@ unsafe impl Ioctl for GetFree {
 }
 
 /// Whether the driver is loaded.
-pub fn is_loaded(root: &Root) -> bool {
+pub fn is_loaded(root: &Root) -> Result<bool> {
     root.exists(CONTROL)
 }
 
@@ -113,17 +113,26 @@ pub fn attached(root: &Root) -> Result<Vec<(String, String)>> {
 /// The file of a loop device; `None` where it is not attached. The device itself is not asked: that takes
 /// opening it, and an open device may not go away.
 pub fn backing(root: &Root, name: &str) -> Result<Option<String>> {
-    root.attribute_if_there(format!("sys/block/{name}/loop/backing_file"))
+    let text = root.text_if_there(format!("sys/block/{name}/loop/backing_file"))?;
+    // The name of a file may end with any other blank.
+    Ok(text.map(|text| text.strip_suffix('\n').unwrap_or(&text).to_owned()))
 }
 
 /// Whether a loop device ends before its file does.
-pub fn ends_early(root: &Root, name: &str) -> bool {
-    root.number(format!("sys/block/{name}/loop/sizelimit")).is_some_and(|limit| limit > 0)
+pub fn ends_early(root: &Root, name: &str) -> Result<bool> {
+    Ok(root.number(format!("sys/block/{name}/loop/sizelimit"))?.is_some_and(|limit| limit > 0))
 }
 
 /// Whether a loop device lets go of its file when the last one closes it.
-pub fn detaches_itself(root: &Root, name: &str) -> bool {
-    root.number(format!("sys/block/{name}/loop/autoclear")) == Some(1)
+pub fn detaches_itself(root: &Root, name: &str) -> Result<bool> {
+    Ok(root.number(format!("sys/block/{name}/loop/autoclear"))? == Some(1))
+}
+
+/// The device that an attached loop device stands on: the device that it was given, or the one of the
+/// file system in which its file is (`lo_rdevice`). `None` if it is not attached any more.
+pub fn stands_on(root: &Root, name: &str) -> Result<Option<Dev>> {
+    let status = block::open(root, name, Mode::Read).and_then(|disk| status(&disk));
+    Ok(unless_gone(status)?.map(|info| Dev::from_kernel(info.rdevice)))
 }
 
 /// Attaches a free device to a file, for reading and writing, past the page cache
@@ -199,11 +208,14 @@ pub fn control(root: &Root) -> Result<File> {
     File::options().read(true).write(true).open(&path).map_err(context)
 }
 
-fn change(disk: &File, change: impl FnOnce(&mut Info)) -> Result<()> {
+fn status(disk: &File) -> Result<Info> {
     // SAFETY: LOOP_GET_STATUS64 writes one struct loop_info64 at the pointer, in which
     // any bytes are valid.
-    let mut info = unsafe { ioctl(disk.as_fd(), Getter::<GET_STATUS64, Info>::new()) }
-        .map_err(failed("LOOP_GET_STATUS64"))?;
+    unsafe { ioctl(disk.as_fd(), Getter::<GET_STATUS64, Info>::new()) }.map_err(failed("LOOP_GET_STATUS64"))
+}
+
+fn change(disk: &File, change: impl FnOnce(&mut Info)) -> Result<()> {
+    let mut info = status(disk)?;
     change(&mut info);
     // SAFETY: LOOP_SET_STATUS64 reads one at the pointer.
     unsafe { ioctl(disk.as_fd(), Setter::<SET_STATUS64, Info>::new(info)) }

@@ -22,4 +22,4 @@ mod root;
 pub mod signal;
 
 pub use error::{Error, Result};
-pub use root::{Dir, Root};
+pub use root::{Dir, Root, unless_gone};

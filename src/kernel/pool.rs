@@ -3,13 +3,13 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{SeekFrom, seek, statfs};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_remount};
 
-use super::{Error, Result, Root};
+use super::{Error, Result, Root, unless_gone};
 
 /// Where it is mounted.
 const DIR: &str = "run/rapiddiskd/disks";
@@ -33,10 +33,14 @@ pub fn name_in<'a>(root: &Root, path: &'a str) -> Option<&'a str> {
 }
 
 /// Whether it is mounted.
-pub fn is_mounted(root: &Root) -> bool {
+pub fn is_mounted(root: &Root) -> Result<bool> {
     let dir = root.path(DIR);
-    let dev = |path: PathBuf| fs::symlink_metadata(path).map(|node| node.dev()).ok();
-    statfs(&dir).is_ok_and(|stat| stat.f_type as u64 == TMPFS) && dev(dir.join("..")) != dev(dir)
+    let failed = |error| Error::new(format!("look at {}", dir.display()), &error);
+    let Some(stat) = unless_gone(statfs(&dir).map_err(|errno| failed(errno.into())))? else {
+        return Ok(false);
+    };
+    let dev = |path: &Path| fs::symlink_metadata(path).map(|node| node.dev()).map_err(failed);
+    Ok(stat.f_type as u64 == TMPFS && dev(&dir.join(".."))? != dev(&dir)?)
 }
 
 /// Mounts it if it is not mounted, for root alone; gives it room for `bytes`, and for
@@ -46,7 +50,7 @@ pub fn mount_for(root: &Root, bytes: u64) -> Result<()> {
     let context = |error: io::Error| Error::new(format!("mount a tmpfs on {}", dir.display()), &error);
     // A file system that is full below its limit would be full too early.
     let size = bytes.max(promised(root)?).next_multiple_of(rustix::param::page_size() as u64);
-    if is_mounted(root) {
+    if is_mounted(root)? {
         let stat = statfs(&dir).map_err(|errno| context(errno.into()))?;
         if stat.f_blocks.checked_mul(stat.f_bsize as u64) == Some(size) {
             return Ok(());
@@ -60,7 +64,7 @@ pub fn mount_for(root: &Root, bytes: u64) -> Result<()> {
 
 /// The names of its files.
 pub fn names(root: &Root) -> Result<Vec<String>> {
-    if is_mounted(root) { root.names(DIR) } else { Ok(Vec::new()) }
+    if is_mounted(root)? { root.names(DIR) } else { Ok(Vec::new()) }
 }
 
 /// Makes an empty file of `bytes` bytes. EEXIST: the name is taken.
@@ -121,14 +125,23 @@ pub fn remove(root: &Root, name: &str) -> Result<()> {
 
 /// What its files may hold together, in bytes.
 pub fn promised(root: &Root) -> Result<u64> {
-    let length = |name: &String| fs::metadata(path(root, name)).map_or(0, |node| node.len());
-    Ok(names(root)?.iter().map(length).fold(0, u64::saturating_add))
+    let mut sum: u64 = 0;
+    for name in names(root)? {
+        sum = sum.saturating_add(stat(root, &name)?.map_or(0, |node| node.len()));
+    }
+    Ok(sum)
 }
 
 /// The memory that a file holds, in bytes; `None` if it is gone.
-pub fn held(root: &Root, name: &str) -> Option<u64> {
+pub fn held(root: &Root, name: &str) -> Result<Option<u64>> {
     // POSIX leaves the unit of st_blocks open; in Linux it is 512 bytes.
-    fs::metadata(path(root, name)).ok().map(|node| node.blocks().saturating_mul(512))
+    Ok(stat(root, name)?.map(|node| node.blocks().saturating_mul(512)))
+}
+
+fn stat(root: &Root, name: &str) -> Result<Option<fs::Metadata>> {
+    let path = path(root, name);
+    let failed = |error| Error::new(format!("look at {}", path.display()), &error);
+    unless_gone(fs::metadata(&path).map_err(failed))
 }
 
 /// Where the data of a file ends, in bytes, counted in whole pages; 0 if it has

@@ -1,10 +1,13 @@
 //! What the process gives up once it has opened its ports.
 
+use std::fs;
 use std::io;
 
 use rustix::fs::Mode;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit, umask};
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_no_new_privs};
+
+use super::{Error, Result, Root};
 
 /// The capabilities that the kernel calls need, of all that root has:
 ///
@@ -22,6 +25,17 @@ pub const NEEDED: CapabilitySet = CapabilitySet::SYS_ADMIN
     .union(CapabilitySet::SYS_PTRACE)
     .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::NET_BIND_SERVICE);
+
+/// How ready the kernel is to kill this process when memory runs out: hardly (-1000 is never, 0 is usual).
+const OOM_SCORE_ADJUSTMENT: &str = "-900";
+
+/// Asks the kernel to kill others rather than this process when memory runs out
+/// (`/proc/self/oom_score_adj`, proc(5)). It takes `CAP_SYS_RESOURCE`: call this before [`restrict`].
+pub fn stay_when_memory_runs_out(root: &Root) -> Result<()> {
+    let path = root.path("proc/self/oom_score_adj");
+    fs::write(&path, OOM_SCORE_ADJUSTMENT)
+        .map_err(|error| Error::new(format!("write {}", path.display()), &error))
+}
 
 /// Drops every capability that is not needed, for the calling thread and those that it starts, for good.
 /// Files made from here on can be read by their owner alone. Nothing of the process's memory, which holds

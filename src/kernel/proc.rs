@@ -67,8 +67,9 @@ fn unescape(text: &str) -> String {
 
 /// The devices in use as swap (`/proc/swaps`); empty in a kernel without swap.
 pub fn swaps(root: &Root) -> Result<Vec<Dev>> {
-    let text = root.attribute_if_there("proc/swaps")?.unwrap_or_default();
-    Ok(parse_swaps(&text).iter().filter_map(|path| dev_of_node(Path::new(path))).collect())
+    let text = root.text_if_there("proc/swaps")?.unwrap_or_default();
+    let devs = parse_swaps(&text).into_iter().map(|path| dev_of_node(Path::new(&path)));
+    Ok(devs.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
 fn parse_swaps(text: &str) -> Vec<String> {
@@ -102,7 +103,7 @@ pub fn openers(root: &Root, devs: &[Dev]) -> Result<Vec<Opener>> {
         if pid == std::process::id() || !has_open(root, pid, devs)? {
             continue;
         }
-        let name = root.attribute(format!("proc/{pid}/comm")).unwrap_or_default();
+        let name = root.attribute(format!("proc/{pid}/comm"))?.unwrap_or_default();
         found.push(Opener { pid, name });
     }
     Ok(found)

@@ -68,7 +68,7 @@ pub struct Row {
 }
 
 /// Whether the module is loaded.
-pub fn is_loaded(root: &Root) -> bool {
+pub fn is_loaded(root: &Root) -> Result<bool> {
     root.exists(MGMT)
 }
 
@@ -122,12 +122,12 @@ fn parse_row(line: &str) -> Option<Row> {
 }
 
 /// How many disks the module accepts (its parameter `rd_max_nr`).
-pub fn max_disks(root: &Root) -> u32 {
+pub fn max_disks(root: &Root) -> Result<u32> {
     let stated = |text: String| {
         let (_, after) = text.split_once("Maximum Number of Attachable Devices: ")?;
         after.split_whitespace().next()?.parse().ok()
     };
-    root.text(MGMT).ok().and_then(stated).unwrap_or(DEFAULT_MAX)
+    Ok(root.text_if_there(MGMT)?.and_then(stated).unwrap_or(DEFAULT_MAX))
 }
 
 /// The sector behind the highest one written since the disk was made or
@@ -172,7 +172,7 @@ mod tests {
         let text = "RapidDisk 9.0.0\n\nMaximum Number of Attachable Devices: 77\n\
                     Number of Attached Devices: 2\nMax Sectors (KB): 127\nNumber of Requests: 128\n";
         std::fs::write(dir.join(MGMT), text).unwrap();
-        assert_eq!(max_disks(&Root::new(&dir)), 77);
+        assert_eq!(max_disks(&Root::new(&dir)), Ok(77));
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

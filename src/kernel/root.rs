@@ -42,24 +42,20 @@ impl Root {
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     }
 
-    /// Reads a one-value attribute without the white space around it; `None`
-    /// where there is no such file or the kernel has nothing to say.
-    pub fn attribute(&self, below: impl AsRef<Path>) -> Option<String> {
+    /// Reads a text file; `None` only where there is no such file.
+    pub fn text_if_there(&self, below: impl AsRef<Path>) -> Result<Option<String>> {
+        unless_gone(self.text(below))
+    }
+
+    /// Reads a one-value attribute without the white space around it; `None` only where there is no such
+    /// file, or its device is gone.
+    pub fn attribute(&self, below: impl AsRef<Path>) -> Result<Option<String>> {
         attribute(CWD, &self.path(below))
     }
 
-    /// The same where "cannot be read" must not pass for "is not there".
-    pub fn attribute_if_there(&self, below: impl AsRef<Path>) -> Result<Option<String>> {
-        match self.text(below) {
-            Ok(text) => Ok(Some(text.trim().to_owned())),
-            Err(error) if error.is_gone() => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Reads a numeric attribute; `None` where there is none.
-    pub fn number(&self, below: impl AsRef<Path>) -> Option<u64> {
-        self.attribute(below)?.parse().ok()
+    /// Reads a numeric attribute; `None` as for [`Root::attribute`].
+    pub fn number(&self, below: impl AsRef<Path>) -> Result<Option<u64>> {
+        number(CWD, &self.path(below))
     }
 
     /// The names in a directory, in no order; empty where it does not exist.
@@ -72,14 +68,14 @@ impl Root {
         let path = self.path(below);
         match open(&path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
             Ok(fd) => Ok(Some(Dir { fd, path })),
-            Err(Errno::NOENT) => Ok(None),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(errno) => Err(Error::new(format!("list {}", path.display()), &errno.into())),
         }
     }
 
     /// Whether the path exists.
-    pub fn exists(&self, below: impl AsRef<Path>) -> bool {
-        fs::symlink_metadata(self.path(below)).is_ok()
+    pub fn exists(&self, below: impl AsRef<Path>) -> Result<bool> {
+        exists(CWD, &self.path(below))
     }
 }
 
@@ -93,10 +89,11 @@ pub struct Dir {
 
 impl Dir {
     /// A directory below, links followed; `None` without it.
-    pub fn dir(&self, below: &str) -> Option<Dir> {
+    pub fn dir(&self, below: &str) -> Result<Option<Dir>> {
+        let path = self.path.join(below);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = openat(&self.fd, below, flags, Mode::empty()).ok()?;
-        Some(Dir { fd, path: self.path.join(below) })
+        let opened = openat(&self.fd, below, flags, Mode::empty()).map_err(failed("open", &path));
+        Ok(unless_gone(opened)?.map(|fd| Dir { fd, path }))
     }
 
     /// The names in it, in no order. Once only: the place in the list is the descriptor's.
@@ -121,25 +118,51 @@ impl Dir {
     }
 
     /// Whether the path exists.
-    pub fn exists(&self, below: &str) -> bool {
-        statat(&self.fd, below, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    pub fn exists(&self, below: &str) -> Result<bool> {
+        exists(self.fd.as_fd(), Path::new(below))
     }
 
     /// As [`Root::attribute`].
-    pub fn attribute(&self, below: &str) -> Option<String> {
+    pub fn attribute(&self, below: &str) -> Result<Option<String>> {
         attribute(self.fd.as_fd(), Path::new(below))
     }
 
     /// As [`Root::number`].
-    pub fn number(&self, below: &str) -> Option<u64> {
-        self.attribute(below)?.parse().ok()
+    pub fn number(&self, below: &str) -> Result<Option<u64>> {
+        number(self.fd.as_fd(), Path::new(below))
     }
 }
 
-fn attribute(at: BorrowedFd<'_>, path: &Path) -> Option<String> {
+fn attribute(at: BorrowedFd<'_>, path: &Path) -> Result<Option<String>> {
     // One page at most, and complete in one read: sysfs(5).
     let mut page = [0; 4096];
-    let file = openat(at, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let length = rustix::io::read(&file, &mut page).ok()?;
-    Some(String::from_utf8_lossy(&page[..length]).trim().to_owned())
+    let read = openat(at, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .and_then(|file| rustix::io::read(&file, &mut page));
+    let length = unless_gone(read.map_err(failed("read", path)))?;
+    Ok(length.map(|length| String::from_utf8_lossy(&page[..length]).trim().to_owned()))
+}
+
+fn number(at: BorrowedFd<'_>, path: &Path) -> Result<Option<u64>> {
+    let Some(text) = attribute(at, path)? else { return Ok(None) };
+    let strange = |_| Error::strange(format!("read {}: {text:?} is no number", path.display()));
+    text.parse().map(Some).map_err(strange)
+}
+
+fn exists(at: BorrowedFd<'_>, path: &Path) -> Result<bool> {
+    let found = statat(at, path, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("look for", path));
+    Ok(unless_gone(found)?.is_some())
+}
+
+/// Turns the errors that say that something is not there into `None`. Every other error stays one: what
+/// cannot be looked at may be there.
+pub fn unless_gone<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.is_gone() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn failed(verb: &str, path: &Path) -> impl Fn(Errno) -> Error {
+    move |errno| Error::new(format!("{verb} {}", path.display()), &errno.into())
 }

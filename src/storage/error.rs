@@ -27,6 +27,15 @@ pub enum Error {
 /// The result of a storage operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// What a change that is done left over, to be told with its success: a link that could not be removed, for
+/// example. `None` if there is nothing.
+pub type Left = Option<String>;
+
+/// Turns the failure of a last step that cannot fail the change any more into what is left.
+pub fn left(last: Result<()>) -> Left {
+    last.err().map(|error| error.to_string())
+}
+
 /// Adds to a refusal of the kernel's what was not done because of it.
 pub trait Cannot<T> {
     /// `what` completes the sentence "cannot …", as in `list the RAM disks`.

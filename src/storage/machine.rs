@@ -9,9 +9,12 @@ use crate::kernel::{Root, machine};
 pub enum MemoryLimit {
     /// This many bytes.
     Bytes(u64),
-    /// This part of the machine's memory, 1 to 100.
+    /// This part of the machine's memory, 1 to 100, but never what leaves less than 64 MiB.
     Percent(u8),
 }
+
+/// What a limit in percent leaves to everything but RAM disks, in bytes.
+const RESERVE: u64 = 64 << 20;
 
 /// The machine on which this program runs.
 pub struct Machine {
@@ -43,10 +46,26 @@ impl Machine {
     pub fn memory_limit(&self) -> u64 {
         match self.limit {
             MemoryLimit::Bytes(bytes) => bytes,
-            MemoryLimit::Percent(percent) => {
-                let total = u128::from(machine::memory().total);
-                (total * u128::from(percent) / 100) as u64
-            }
+            MemoryLimit::Percent(percent) => part_of(machine::memory().total, percent),
         }
+    }
+}
+
+fn part_of(total: u64, percent: u8) -> u64 {
+    let part = u128::from(total) * u128::from(percent) / 100;
+    (part as u64).min(total.saturating_sub(RESERVE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_in_percent_leaves_64_mib() {
+        assert_eq!(part_of(1000 << 20, 80), 800 << 20);
+        assert_eq!(part_of(1000 << 20, 100), 936 << 20);
+        assert_eq!(part_of(100 << 20, 80), 36 << 20);
+        assert_eq!(part_of(32 << 20, 50), 0);
+        assert_eq!(part_of(u64::MAX, 100), u64::MAX - RESERVE);
     }
 }

@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 pub use caches::{Cache, CacheDriver, CacheStats, Caches, Metadata, NewCache};
 pub use disks::{Disks, RamDisk, RamDriver};
-pub use error::{Error, Result};
+pub use error::{Error, Left, Result};
 pub use exports::{Export, Exports};
 pub use machine::{Machine, MemoryLimit};
 pub use names::{CacheName, DiskName, Policy, Size, SourceName};

@@ -49,14 +49,14 @@ impl fmt::Display for Nqn {
     }
 }
 
-/// The number of a port, 1 to 65535.
+/// The number of a port. This daemon makes none with number 0, but others do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortId(u16);
 
 impl PortId {
     /// Reads a decimal number without leading zero.
     pub fn parse(text: &str) -> Option<PortId> {
-        decimal(text).map(PortId)
+        if text == "0" { Some(PortId(0)) } else { decimal(text).map(PortId) }
     }
 
     /// The number.
@@ -243,7 +243,9 @@ mod tests {
     fn numbers_are_decimal_and_in_range() {
         assert_eq!(PortId::parse("65535").unwrap().number(), 65535);
         assert_eq!(ServiceId::parse("4420"), Some(ServiceId::DEFAULT));
-        for bad in ["", "0", "01", "-1", "+1", "65536", "1x", " 1", "99999999999999999999"] {
+        assert_eq!(PortId::parse("0").unwrap().number(), 0);
+        assert_eq!(ServiceId::parse("0"), None);
+        for bad in ["", "00", "01", "-1", "+1", "65536", "1x", " 1", "99999999999999999999"] {
             assert_eq!(PortId::parse(bad), None, "{bad:?}");
             assert_eq!(ServiceId::parse(bad), None, "{bad:?}");
         }

@@ -65,7 +65,8 @@ impl Quiesce<'_> {
 
     fn remove_cache(&self, cache: &CacheName) -> Result<String> {
         match self.caches.remove(cache) {
-            Ok(()) => Ok(format!("{cache} is removed, all of its data is on its source")),
+            Ok(None) => Ok(format!("{cache} is removed, all of its data is on its source")),
+            Ok(Some(left)) => Ok(format!("{cache} is removed, all of its data is on its source, but {left}")),
             Err(Error::Conflict(in_use)) => {
                 self.caches.write_back(cache)?;
                 Err(Error::Conflict(format!("{in_use}; only what was written so far is on its source")))

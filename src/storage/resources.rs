@@ -32,8 +32,12 @@ pub struct Disk {
 
 /// The machine's memory, and its disks that are no RAM disks.
 pub fn resources(machine: &Machine, ram_disks: &Disks) -> Result<Resources> {
-    let all = hardware::all(&machine.root).cannot("list the machine's disks")?.into_iter();
-    let mut disks: Vec<_> = all.filter(|it| !ram_disks.owns(&it.name)).filter_map(disk).collect();
+    let mut disks = Vec::new();
+    for hardware in hardware::all(&machine.root).cannot("list the machine's disks")? {
+        if !ram_disks.owns(&hardware.name)? {
+            disks.extend(disk(hardware));
+        }
+    }
     disks.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
     Ok(Resources { memory: machine::memory(), disks })
 }

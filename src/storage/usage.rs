@@ -11,7 +11,7 @@ use super::error::{Cannot, Error, Result};
 use super::names::{DiskName, Part};
 use super::wait::{PROBING, wait_until};
 use crate::kernel::block::{self, Dev, Mode};
-use crate::kernel::{self, Root, loops, nvmet, proc};
+use crate::kernel::{self, Root, loops, nvmet, pool, proc};
 
 /// What cannot be done where a user cannot be looked for; completes "cannot …".
 const LOOK: &str = "find out who uses the device";
@@ -38,6 +38,15 @@ pub enum User {
         nqn: String,
         /// The namespace's id.
         id: u32,
+    },
+    /// An enabled NVMe namespace on a device whose node is gone: it may be this one.
+    LostNamespace {
+        /// The subsystem.
+        nqn: String,
+        /// The namespace's id.
+        id: u32,
+        /// The path of the node.
+        path: String,
     },
     /// NVMe targets that configfs, unmounted, does not show.
     HiddenTargets,
@@ -66,6 +75,11 @@ impl fmt::Display for User {
             User::Holder(name) => write!(f, "is held by {name}; remove that first"),
             User::Loop(name) => write!(f, "backs {name}; detach that first"),
             User::Namespace { nqn, id } => write!(f, "is namespace {id} of {nqn}; end that export first"),
+            User::LostNamespace { nqn, id, path } => write!(
+                f,
+                "may be exported over NVMe: namespace {id} of {nqn} is enabled on {path}, which is not there any \
+                 more; end that export first"
+            ),
             User::HiddenTargets => write!(
                 f,
                 "may be exported over NVMe: nvmet has targets, but configfs is not mounted; \
@@ -81,7 +95,7 @@ impl fmt::Display for User {
 /// itself. Those come first that say most about what has to be done.
 pub fn users(root: &Root, dev: Dev) -> Result<Vec<User>> {
     let mut devs = vec![dev];
-    devs.extend(block::whole(root, dev));
+    devs.extend(block::whole(root, dev).cannot(LOOK)?);
     devs.extend(block::partitions(root, dev).cannot(LOOK)?);
     let mut users = mounts(root, &devs)?;
     if proc::swaps(root).cannot(LOOK)?.iter().any(|swap| devs.contains(swap)) {
@@ -100,7 +114,7 @@ pub fn users(root: &Root, dev: Dev) -> Result<Vec<User>> {
 /// The devices stacked on this one, by the names that an administrator knows.
 pub fn holders(root: &Root, dev: Dev) -> Result<Vec<String>> {
     let names = block::holders(root, dev).cannot(LOOK)?;
-    Ok(names.iter().map(|name| shown_name(root, name)).collect())
+    names.iter().map(|name| shown_name(root, name)).collect()
 }
 
 /// Claims a device exclusively and makes sure that nobody uses it. While the file
@@ -138,7 +152,7 @@ pub fn claim(root: &Root, dev: Dev, name: impl fmt::Display) -> Result<File> {
 }
 
 fn open(root: &Root, dev: Dev, mode: Mode) -> kernel::Result<File> {
-    block::open(root, &block::name_of(root, dev).unwrap_or_default(), mode)
+    block::open(root, &block::name_of(root, dev)?.unwrap_or_default(), mode)
 }
 
 /// The users, after udev's rules have looked into a device that has just changed.
@@ -163,28 +177,46 @@ pub fn in_use(name: impl fmt::Display, user: &User) -> Error {
 }
 
 fn mounts(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
-    let is_ours = |mount: &proc::Mount| {
+    let mut found = Vec::new();
+    for mount in proc::mounts(root).cannot(LOOK)? {
         // btrfs and others have a device number that is no disk's. Their source names the disk.
-        devs.contains(&mount.dev)
-            || (mount.source.starts_with("/dev/")
-                && block::dev_of_node(Path::new(&mount.source)).is_some_and(|dev| devs.contains(&dev)))
-    };
-    let mounts = proc::mounts(root).cannot(LOOK)?.into_iter().filter(is_ours);
-    Ok(mounts.map(|mount| User::Mount { on: mount.on, read_only: mount.read_only }).collect())
+        let is_meant = devs.contains(&mount.dev)
+            || mount.source.starts_with("/dev/")
+                && block::dev_of_node(Path::new(&mount.source))
+                    .cannot(LOOK)?
+                    .is_some_and(|dev| devs.contains(&dev));
+        if is_meant {
+            found.push(User::Mount { on: mount.on, read_only: mount.read_only });
+        }
+    }
+    Ok(found)
 }
 
+/// The loop devices over one of the devices. Each is asked itself: the path of what it is over may lead
+/// elsewhere by now, or nowhere, or be meant in another mount namespace.
 fn loops(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
-    let is_over = |(_, file): &(String, String)| {
-        block::dev_of_node(Path::new(file)).is_some_and(|dev| devs.contains(&dev))
-    };
-    let attached = loops::attached(root).cannot(LOOK)?.into_iter();
-    Ok(attached.filter(is_over).map(|(name, _)| User::Loop(name)).collect())
+    let mut found = Vec::new();
+    for (name, file) in loops::attached(root).cannot(LOOK)? {
+        // The file of a RAM disk is no device.
+        if pool::name_in(root, &file).is_some() {
+            continue;
+        }
+        if loops::stands_on(root, &name).cannot(LOOK)?.is_some_and(|dev| devs.contains(&dev)) {
+            found.push(User::Loop(name));
+        }
+    }
+    Ok(found)
 }
 
 fn namespaces(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
-    let found = exports(root, devs)?;
-    let hidden = found.is_empty() && nvmet::is_hidden(root);
-    Ok(if hidden { vec![User::HiddenTargets] } else { found })
+    let mut found = exports(root, devs)?;
+    if found.is_empty() {
+        found.extend(lost_namespaces(root)?);
+    }
+    if found.is_empty() && nvmet::is_hidden(root).cannot(LOOK)? {
+        found.push(User::HiddenTargets);
+    }
+    Ok(found)
 }
 
 /// The NVMe namespaces that export one of the devices, enabled or not.
@@ -192,8 +224,23 @@ pub fn exports(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
     let mut found = Vec::new();
     for subsystem in nvmet::subsystems(root).cannot(LOOK)? {
         for namespace in subsystem.namespaces {
-            if block::dev_of_node(Path::new(&namespace.device)).is_some_and(|dev| devs.contains(&dev)) {
+            let dev = block::dev_of_node(Path::new(&namespace.device)).cannot(LOOK)?;
+            if dev.is_some_and(|dev| devs.contains(&dev)) {
                 found.push(User::Namespace { nqn: subsystem.nqn.clone(), id: namespace.id });
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The enabled NVMe namespaces whose path leads nowhere: each may export any device.
+fn lost_namespaces(root: &Root) -> Result<Vec<User>> {
+    let mut found = Vec::new();
+    for subsystem in nvmet::subsystems(root).cannot(LOOK)? {
+        for namespace in subsystem.namespaces.into_iter().filter(|namespace| namespace.enabled) {
+            if !block::exists(Path::new(&namespace.device)).cannot(LOOK)? {
+                let (nqn, path) = (subsystem.nqn.clone(), namespace.device);
+                found.push(User::LostNamespace { nqn, id: namespace.id, path });
             }
         }
     }
@@ -202,7 +249,8 @@ pub fn exports(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
 
 /// The name that an administrator knows for a device: that of a device-mapper device rather than
 /// `dm-3`, and that of the cache for one of its parts.
-pub fn shown_name(root: &Root, kernel_name: &str) -> String {
-    let name = block::mapped_name(root, kernel_name).unwrap_or_else(|| kernel_name.to_owned());
-    Part::cache_of(&name).map_or(name, |cache| cache.to_string())
+pub fn shown_name(root: &Root, kernel_name: &str) -> Result<String> {
+    let name = block::mapped_name(root, kernel_name).cannot(LOOK)?;
+    let name = name.unwrap_or_else(|| kernel_name.to_owned());
+    Ok(Part::cache_of(&name).map_or(name, |cache| cache.to_string()))
 }

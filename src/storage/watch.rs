@@ -80,7 +80,11 @@ impl Watch {
         let (policies, cache_drivers) = self.caches.offers();
         let mut now = Health {
             ram_driver: drivers.for_new(root).ok().map(|driver| driver.name()),
-            ram_drivers: drivers.iter().filter(|it| it.is_loaded(root)).map(|it| it.name()).collect(),
+            ram_drivers: drivers
+                .iter()
+                .filter(|it| it.is_loaded(root) == Ok(true))
+                .map(|it| it.name())
+                .collect(),
             policies,
             cache_drivers,
             shortage: None,

@@ -166,7 +166,7 @@ fn a_path_is_decoded_once_and_a_query_is_ignored() {
 /// The words that clients have seen since the first version.
 #[test]
 fn a_refusal_says_what_is_wrong_in_these_words() {
-    let number = "is not the number of a port, 1 to 65535";
+    let number = "is not the number of a port, 0 to 65535";
     for (target, message) in [
         (
             "createRapidDisk/12abc",
@@ -182,7 +182,8 @@ fn a_refusal_says_what_is_wrong_in_these_words() {
             r#""fast" is not a policy; there are write-through, write-around and writeback"#,
         ),
         ("removeRapidDiskCache/sdb", r#""sdb" is not the name of a cache, such as rc-wt_sdb"#),
-        ("removeNVMePort/0", &format!("\"0\" {number}")),
+        ("removeNVMePort/00", &format!("\"00\" {number}")),
+        ("createNVMePort/0/eth0/tcp", "a new port has a number from 1 to 65535, not 0"),
         (
             "createNVMePort/1/a%2Fb/tcp",
             r#""a/b" is not an address or the name of a network interface; loop takes none"#,

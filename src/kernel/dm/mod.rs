@@ -95,7 +95,7 @@ impl Control {
             .write(true)
             .open(&path)
             .map_err(|error| Error::new(format!("open {}", path.display()), &error))?;
-        let event = if has_udev(root) { UDEV_PRIMARY_SOURCE } else { 0 };
+        let event = if has_udev(root)? { UDEV_PRIMARY_SOURCE } else { 0 };
         Ok(Control { file, event })
     }
 
@@ -217,7 +217,7 @@ pub fn nodes(root: &Root) -> Result<Vec<String>> {
 }
 
 /// Whether udev manages `/dev` here.
-pub fn has_udev(root: &Root) -> bool {
+pub fn has_udev(root: &Root) -> Result<bool> {
     root.exists("run/udev/control")
 }
 

@@ -54,7 +54,7 @@ impl Item {
     }
 
     /// Whether it is there.
-    pub fn exists(&self, root: &Root) -> bool {
+    pub fn exists(&self, root: &Root) -> Result<bool> {
         root.exists(format!("{NVMET}/{}", self.0))
     }
 
@@ -83,12 +83,12 @@ impl Item {
     }
 
     /// Whether the object has an attribute; they come and go with kernel versions.
-    pub fn has(&self, root: &Root, attribute: &str) -> bool {
+    pub fn has(&self, root: &Root, attribute: &str) -> Result<bool> {
         root.exists(format!("{NVMET}/{}/{attribute}", self.0))
     }
 
     /// Reads an attribute.
-    pub fn get(&self, root: &Root, attribute: &str) -> Option<String> {
+    pub fn get(&self, root: &Root, attribute: &str) -> Result<Option<String>> {
         root.attribute(format!("{NVMET}/{}/{attribute}", self.0))
     }
 

@@ -3,7 +3,7 @@
 
 pub mod build;
 
-use super::{Result, Root};
+use super::{Error, Result, Root};
 
 const CONFIGFS: &str = "sys/kernel/config";
 const NVMET: &str = "sys/kernel/config/nvmet";
@@ -65,29 +65,31 @@ pub struct Port {
 }
 
 /// Whether the tree is there, and if not, why.
-pub fn availability(root: &Root) -> Availability {
-    if root.exists(NVMET) {
+pub fn availability(root: &Root) -> Result<Availability> {
+    Ok(if root.exists(NVMET)? {
         Availability::Ready
-    } else if is_configfs_mounted(root) {
+    } else if is_configfs_mounted(root)? {
         Availability::NoModule
     } else {
         Availability::NoConfigfs
-    }
+    })
 }
 
 /// Whether a configfs is mounted at its usual place.
-fn is_configfs_mounted(root: &Root) -> bool {
+fn is_configfs_mounted(root: &Root) -> Result<bool> {
     let place = root.path(CONFIGFS);
-    super::proc::mounts(root)
-        .is_ok_and(|mounts| mounts.iter().any(|mount| std::path::Path::new(&mount.on) == place))
+    Ok(super::proc::mounts(root)?.iter().any(|mount| std::path::Path::new(&mount.on) == place))
 }
 
 /// Whether nvmet has targets although its tree cannot be seen. They stay alive when configfs is
 /// unmounted. Each item of the tree takes a reference to the module, and so does each module that uses it.
-pub fn is_hidden(root: &Root) -> bool {
-    let references = root.number("sys/module/nvmet/refcnt").unwrap_or(0);
-    let modules = root.names("sys/module/nvmet/holders").map_or(0, |names| names.len());
-    !root.exists(NVMET) && references > modules as u64
+pub fn is_hidden(root: &Root) -> Result<bool> {
+    if root.exists(NVMET)? {
+        return Ok(false);
+    }
+    let references = root.number("sys/module/nvmet/refcnt")?.unwrap_or(0);
+    let modules = root.names("sys/module/nvmet/holders")?.len();
+    Ok(references > modules as u64)
 }
 
 /// All subsystems, sorted by NQN.
@@ -97,9 +99,9 @@ pub fn subsystems(root: &Root) -> Result<Vec<Subsystem>> {
         let dir = format!("{NVMET}/subsystems/{nqn}");
         let namespaces = namespaces(root, &dir)?;
         let allowed_hosts = sorted(root.names(format!("{dir}/allowed_hosts"))?);
-        let any_host = root.number(format!("{dir}/attr_allow_any_host")) == Some(1);
-        let serial = root.attribute(format!("{dir}/attr_serial"));
-        let controllers = controllers(root, &nqn);
+        let any_host = root.number(format!("{dir}/attr_allow_any_host"))? == Some(1);
+        let serial = root.attribute(format!("{dir}/attr_serial"))?;
+        let controllers = controllers(root, &nqn)?;
         found.push(Subsystem { nqn, namespaces, allowed_hosts, any_host, serial, controllers });
     }
     Ok(found)
@@ -111,21 +113,17 @@ fn namespaces(root: &Root, subsystem: &str) -> Result<Vec<Namespace>> {
         let Ok(id) = name.parse() else { continue };
         let dir = format!("{subsystem}/namespaces/{name}");
         // An export must not be overlooked because its attribute could not be read.
-        let device = root.attribute_if_there(format!("{dir}/device_path"))?.filter(|path| path != "(null)");
-        let enabled = root.number(format!("{dir}/enable")) == Some(1);
+        let device = root.attribute(format!("{dir}/device_path"))?.filter(|path| path != "(null)");
+        let enabled = root.number(format!("{dir}/enable"))? == Some(1);
         found.push(Namespace { id, device: device.unwrap_or_default(), enabled });
     }
     found.sort_by_key(|namespace| namespace.id);
     Ok(found)
 }
 
-fn controllers(root: &Root, nqn: &str) -> Option<usize> {
-    let dir = format!("{DEBUG}/{nqn}");
-    if !root.exists(&dir) {
-        return None;
-    }
-    let names = root.names(&dir).ok()?;
-    Some(names.iter().filter(|name| name.starts_with("ctrl")).count())
+fn controllers(root: &Root, nqn: &str) -> Result<Option<usize>> {
+    let Some(dir) = root.dir(format!("{DEBUG}/{nqn}"))? else { return Ok(None) };
+    Ok(Some(dir.names()?.iter().filter(|name| name.starts_with("ctrl")).count()))
 }
 
 /// All ports, by number.
@@ -134,12 +132,15 @@ pub fn ports(root: &Root) -> Result<Vec<Port>> {
     for name in root.names(format!("{NVMET}/ports"))? {
         let Ok(id) = name.parse() else { continue };
         let dir = format!("{NVMET}/ports/{name}");
-        let set = |attribute| root.attribute(format!("{dir}/{attribute}")).filter(|value| !value.is_empty());
+        let set = |attribute| {
+            let value = root.attribute(format!("{dir}/{attribute}"))?;
+            Ok::<_, Error>(value.filter(|value| !value.is_empty()))
+        };
         found.push(Port {
             id,
-            address: set("addr_traddr"),
-            protocol: set("addr_trtype"),
-            service_id: set("addr_trsvcid"),
+            address: set("addr_traddr")?,
+            protocol: set("addr_trtype")?,
+            service_id: set("addr_trsvcid")?,
             subsystems: sorted(root.names(format!("{dir}/subsystems"))?),
         });
     }

@@ -51,7 +51,7 @@ impl Caches {
             Key::disk(disk),
             Key::Device(wanted.device.1.clone()),
             // The source may be a mapping, which others know by its own name.
-            Key::Mapping(usage::shown_name(&self.machine.root, &wanted.device.1)),
+            Key::Mapping(usage::shown_name(&self.machine.root, &wanted.device.1)?),
             Key::Mapping(wanted.name.to_string()),
         ])?;
         let checked = self.check(&wanted)?;
@@ -77,12 +77,12 @@ impl Caches {
         if self.source_device(wanted.source)? != wanted.device {
             return Err(Error::Conflict(format!("{} has just been changed; try again", wanted.source)));
         }
-        if wanted.control.info(name.as_dm()).is_ok() {
-            return Err(mapping::exists_already(name));
+        if mapping::info_of(&wanted.control, name.as_dm())?.is_some() {
+            return Err(self.name_taken(wanted));
         }
         wanted.target.remove_leftovers(root, name)?;
         node::check_place(root, name)?;
-        if block::is_read_only(root, disk.dev) {
+        if block::is_read_only(root, disk.dev).cannot(format_args!("look at {}", disk.name))? {
             return Err(Error::Conflict(format!("{} is locked; unlock it first", disk.name)));
         }
         let source = self.usable_source(wanted)?;
@@ -94,6 +94,28 @@ impl Caches {
         block::read_start(&claim, &mut start).cannot(format_args!("read {}", disk.name))?;
         check_start(disk.name, &start)?;
         Ok(Checked { disk, source, block, claim, start })
+    }
+
+    /// The refusal of a cache whose name is taken. Two sources whose names have the same last part would get
+    /// the same cache name: then the refusal says how to name this one otherwise.
+    fn name_taken(&self, wanted: &Wanted<'_>) -> Error {
+        let root = &self.machine.root;
+        let (name, (dev, device)) = (&wanted.name, &wanted.device);
+        let there = match self.mapped(&wanted.control, name) {
+            Ok(there) if there.devices.source != *dev => there,
+            _ => return mapping::exists_already(name),
+        };
+        let other = self.device_name(there.devices.source).unwrap_or_default();
+        let other = usage::shown_name(root, &other).unwrap_or(other);
+        let own = match block::mapped_name(root, device) {
+            Ok(Some(mapped)) => format!("mapper%2F{mapped}"),
+            _ => device.clone(),
+        };
+        let advice = match own.rsplit("%2F").next() == wanted.source.as_str().rsplit('/').next() {
+            true => "that source can only be cached once this cache is removed".to_owned(),
+            false => format!("ask for {} as {own}", wanted.source),
+        };
+        Error::Conflict(format!("{name} exists already, in front of {other}; {advice}"))
     }
 
     fn build(&self, wanted: Wanted<'_>, checked: Checked<'_>) -> Result<NewCache> {
@@ -134,13 +156,17 @@ impl Caches {
     /// The device number of a source, and the kernel's name of it.
     fn source_device(&self, source: &SourceName) -> Result<(Dev, String)> {
         let root = &self.machine.root;
-        let found = block::dev_of_node(&root.path("dev").join(source.as_str()))
-            .and_then(|dev| Some((dev, block::name_of(root, dev)?)))
+        let look = format!("look at {source}");
+        let dev = block::dev_of_node(&root.path("dev").join(source.as_str())).cannot(&look)?;
+        let name = dev.map_or(Ok(None), |dev| block::name_of(root, dev)).cannot(&look)?;
+        let found = dev
+            .zip(name)
             .ok_or_else(|| Error::NotFound(format!("there is no block device /dev/{source}")))?;
-        if let Some(cache) = Part::cache_of(&block::mapped_name(root, &found.1).unwrap_or_default()) {
+        let mapped = block::mapped_name(root, &found.1).cannot(&look)?;
+        if let Some(cache) = Part::cache_of(&mapped.unwrap_or_default()) {
             return Err(Error::Invalid(format!("{source} is a part of the cache {cache}")));
         }
-        if self.disks.name_of(&found.1).is_some() {
+        if self.disks.name_of(&found.1)?.is_some() {
             return Err(Error::Invalid(format!(
                 "{source} is a RAM disk itself; a cache goes in front of a slower device"
             )));
@@ -151,13 +177,14 @@ impl Caches {
     /// The source, if a cache can stand in front of it.
     fn usable_source(&self, wanted: &Wanted<'_>) -> Result<Source> {
         let (root, (dev, device)) = (&self.machine.root, wanted.device.clone());
+        let look = format!("look at {device}");
         let source = Source {
             dev,
             device,
-            sectors: block::sectors(root, dev).unwrap_or(0),
-            block: block::logical_block_size(root, dev).unwrap_or(SECTOR),
+            sectors: block::sectors(root, dev).cannot(&look)?.unwrap_or(0),
+            block: block::logical_block_size(root, dev).cannot(&look)?.unwrap_or(SECTOR),
         };
-        if block::is_read_only(root, dev) {
+        if block::is_read_only(root, dev).cannot(&look)? {
             return Err(source.refused("is read-only; make it writable first"));
         }
         if source.sectors == 0 {

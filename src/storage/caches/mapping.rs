@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use crate::kernel::dm::{self, Control, Info, Report};
 use crate::kernel::{self, Root};
 use crate::storage::error::{Cannot, Error, Result};
-use crate::storage::names::CacheName;
+use crate::storage::names::{CacheName, Part, Policy};
 
 /// Opens device-mapper.
 ///
@@ -38,17 +38,36 @@ pub fn uuid(name: &dm::Name) -> String {
     uuid
 }
 
-/// Whether there is a mapping of this name that was made here.
-pub fn is_ours(control: &Control, name: &dm::Name) -> bool {
-    control.info(name).is_ok_and(|info| info.uuid == uuid(name))
+/// The state of a mapping; `None` if there is none of this name.
+pub fn info_of(control: &Control, name: &dm::Name) -> Result<Option<Info>> {
+    match control.info(name) {
+        Err(error) if dm::is_missing(&error) => Ok(None),
+        info => info.map(Some).cannot(format_args!("look at {name}")),
+    }
+}
+
+/// The state of a mapping that was made here; `None` if there is none of this name.
+pub fn ours(control: &Control, name: &dm::Name) -> Result<Option<Info>> {
+    Ok(info_of(control, name)?.filter(|info| info.uuid == uuid(name)))
+}
+
+/// Whether there is a part of this very cache that was made here, and the cache itself is not there. Only
+/// a write-through cache has parts.
+pub fn has_only_parts(control: &Control, name: &CacheName) -> Result<bool> {
+    if name.policy() != Policy::WriteThrough || info_of(control, name.as_dm())?.is_some() {
+        return Ok(false);
+    }
+    for part in Part::ALL {
+        if ours(control, &part.of(name))?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The state of a cache's mapping, which must exist.
 pub fn info(control: &Control, name: &CacheName) -> Result<Info> {
-    match control.info(name.as_dm()) {
-        Err(error) if dm::is_missing(&error) => Err(no_cache(name)),
-        info => info.cannot(format_args!("look at {name}")),
-    }
+    info_of(control, name.as_dm())?.ok_or_else(|| no_cache(name))
 }
 
 /// The one target of a cache's mapping, with its status or its table. A mapping of another form is no

@@ -74,7 +74,7 @@ impl Caches {
         let mut caches = Vec::new();
         for name in names(&control)? {
             match self.mapped(&control, &name) {
-                Ok(mapped) => caches.push(self.listed(name, &mapped)),
+                Ok(mapped) => caches.push(self.listed(name, &mapped)?),
                 // A cache that is being made or removed is not listed, and neither is a mapping that
                 // is something else.
                 Err(Error::NotFound(_)) => {}
@@ -85,20 +85,19 @@ impl Caches {
         Ok(caches)
     }
 
-    fn listed(&self, name: CacheName, mapped: &Mapped<'_>) -> Cache {
-        let root = &self.machine.root;
-        let source = self.device_name(mapped.devices.source);
-        let source = match block::mapped_name(root, &source) {
+    fn listed(&self, name: CacheName, mapped: &Mapped<'_>) -> Result<Cache> {
+        let source = self.device_name(mapped.devices.source)?;
+        let source = match block::mapped_name(&self.machine.root, &source).cannot("list the caches")? {
             Some(name) => format!("mapper/{name}"),
             None => source.replace('!', "/"),
         };
-        Cache {
+        Ok(Cache {
             policy: name.policy(),
             name,
-            disk: self.disk_name(mapped.devices.disk),
+            disk: self.disk_name(mapped.devices.disk)?,
             source,
             driver: mapped.target.name(),
-        }
+        })
     }
 
     /// The names of all mappings that are named as caches. Asks no device, and none where device-mapper
@@ -163,15 +162,16 @@ impl Caches {
     }
 
     /// The name of the RAM disk with this device number.
-    fn disk_name(&self, dev: Dev) -> String {
-        let device = self.device_name(dev);
-        self.disks.name_of(&device).map_or(device, |name| name.to_string())
+    fn disk_name(&self, dev: Dev) -> Result<String> {
+        let device = self.device_name(dev)?;
+        Ok(self.disks.name_of(&device)?.map_or(device, |name| name.to_string()))
     }
 
     /// The kernel's name of a device. A device that was pulled out has no name any more, although its
     /// cache is there: it is shown by its number.
-    fn device_name(&self, dev: Dev) -> String {
-        block::name_of(&self.machine.root, dev).unwrap_or_else(|| dev.to_string())
+    fn device_name(&self, dev: Dev) -> Result<String> {
+        let name = block::name_of(&self.machine.root, dev).cannot("look at what a cache stands on")?;
+        Ok(name.unwrap_or_else(|| dev.to_string()))
     }
 }
 

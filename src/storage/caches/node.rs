@@ -18,8 +18,8 @@ fn path(root: &Root, name: &CacheName) -> PathBuf {
 }
 
 /// Whether `/dev/mapper/NAME` leads to the device.
-pub fn is_there(root: &Root, name: &CacheName, dev: Dev) -> bool {
-    block::dev_of_node(&path(root, name)) == Some(dev)
+pub fn is_there(root: &Root, name: &CacheName, dev: Dev) -> kernel::Result<bool> {
+    Ok(block::dev_of_node(&path(root, name))? == Some(dev))
 }
 
 /// The caches that have an entry in `/dev/mapper`, mapped or not.
@@ -43,14 +43,16 @@ pub fn check_place(root: &Root, name: &CacheName) -> Result<()> {
 
 /// Makes `/dev/mapper/NAME` lead to the device, or waits until udev has done so.
 pub fn make(root: &Root, name: &CacheName, dev: Dev) -> Result<()> {
-    if dm::has_udev(root) && wait_until(UDEV_PATIENCE, || is_there(root, name, dev)) {
+    let what = format!("make the node of {name}");
+    let leads = || is_there(root, name, dev) == Ok(true);
+    if dm::has_udev(root).cannot(&what)? && wait_until(UDEV_PATIENCE, leads) {
         return Ok(());
     }
     // An earlier mapping may have left a link, which leads nowhere or to something else.
     remove_link(root, name)
         .and_then(|()| links::make(&path(root, name), &format!("../dm-{}", dev.minor)))
-        .cannot(format_args!("make the node of {name}"))?;
-    if is_there(root, name, dev) {
+        .cannot(&what)?;
+    if is_there(root, name, dev).cannot(&what)? {
         return Ok(());
     }
     remove_link(root, name).cannot(format_args!("remove the node of {name}"))?;
@@ -62,10 +64,11 @@ pub fn make(root: &Root, name: &CacheName, dev: Dev) -> Result<()> {
 
 /// Removes `/dev/mapper/NAME`, after udev had time to do so.
 pub fn remove(root: &Root, name: &CacheName) -> Result<()> {
-    if dm::has_udev(root) {
+    let what = format!("remove the node of {name}");
+    if dm::has_udev(root).cannot(&what)? {
         wait_until(UDEV_PATIENCE, || links::look(&path(root, name)) == Ok(Entry::Missing));
     }
-    remove_link(root, name).cannot(format_args!("remove the node of {name}"))
+    remove_link(root, name).cannot(&what)
 }
 
 /// Removes the entry if it is a link. Anything else was not made here.

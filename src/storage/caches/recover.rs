@@ -1,9 +1,9 @@
 //! Repairing what a daemon that was killed during a change left.
 
-use super::mapping::{is_ours, uuid};
+use super::mapping;
 use super::targets::remove_parts;
 use super::{Caches, node};
-use crate::kernel::dm::{self, Control};
+use crate::kernel::dm::Control;
 use crate::storage::error::{Cannot, Result};
 use crate::storage::names::{CacheName, Part};
 
@@ -23,9 +23,13 @@ impl Caches {
         let mut partial: Vec<_> = listed.iter().filter_map(|listed| Part::cache_of(&listed.name)).collect();
         partial.sort();
         partial.dedup();
-        for name in partial.into_iter().filter(|name| is_gone(&control, name)) {
-            if Part::ALL.iter().any(|part| is_ours(&control, &part.of(&name))) {
-                said.push(told(&name, "its parts were left and are removed", remove_parts(root, &name)));
+        for name in partial {
+            match mapping::has_only_parts(&control, &name) {
+                Ok(true) => {
+                    said.push(told(&name, "its parts were left and are removed", remove_parts(root, &name)))
+                }
+                Ok(false) => {}
+                Err(error) => said.push(told(&name, "", Err(error))),
             }
         }
         said
@@ -33,25 +37,21 @@ impl Caches {
 
     fn recover_one(&self, control: &Control, name: &CacheName) -> Option<String> {
         let root = &self.machine.root;
-        let info = control.info(name.as_dm()).ok()?;
-        if info.uuid != uuid(name.as_dm()) {
-            return None;
-        }
+        let info = match mapping::ours(control, name.as_dm()) {
+            Ok(info) => info?,
+            Err(error) => return Some(told(name, "", Err(error))),
+        };
         let (done, outcome) = if !info.active {
             ("it had no table and is removed", control.remove(name.as_dm()).cannot("remove it"))
         } else if info.suspended {
             ("it was suspended and is resumed", control.resume(name.as_dm()).cannot("resume it"))
-        } else if !node::is_there(root, name, info.dev) {
+        } else if node::is_there(root, name, info.dev) != Ok(true) {
             ("its link was missing and is made again", node::make(root, name, info.dev))
         } else {
             return None;
         };
         Some(told(name, done, outcome))
     }
-}
-
-fn is_gone(control: &Control, name: &CacheName) -> bool {
-    control.info(name.as_dm()).is_err_and(|error| dm::is_missing(&error))
 }
 
 fn told(name: &CacheName, done: &str, outcome: Result<()>) -> String {

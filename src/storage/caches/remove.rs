@@ -2,28 +2,30 @@
 
 use rustix::io::Errno;
 
-use super::mapping::{self, is_ours};
+use super::mapping;
 use super::targets::remove_parts;
 use super::{Caches, Mapped, node};
 use crate::kernel;
 use crate::kernel::dm::Control;
-use crate::storage::error::{Cannot, Error, Result};
+use crate::storage::error::{Cannot, Error, Left, Result, left};
 use crate::storage::locks::Key;
-use crate::storage::names::{CacheName, Part};
+use crate::storage::names::CacheName;
 use crate::storage::undo::Undo;
 use crate::storage::usage;
 use crate::storage::wait::retry_busy;
 
 impl Caches {
     /// Removes a cache. A writeback cache is only removed once all its data is on the source.
-    pub fn remove(&self, name: &CacheName) -> Result<()> {
+    pub fn remove(&self, name: &CacheName) -> Result<Left> {
         let control = mapping::control(&self.machine.root)?;
         let mapped = match self.mapped(&control, name) {
             // What an earlier removal left, or one by another program, holds the RAM disk.
-            Err(Error::NotFound(_)) if has_only_parts(&control, name) => return self.remove_left_parts(name),
+            Err(Error::NotFound(_)) if mapping::has_only_parts(&control, name)? => {
+                return self.remove_left_parts(&control, name);
+            }
             mapped => mapped?,
         };
-        let _held = self.machine.hold(self.keys(&mapped, name))?;
+        let _held = self.machine.hold(self.keys(&mapped, name)?)?;
         // It may have gone while this call waited, or be in front of another device now.
         let again = self.mapped(&control, name)?;
         if again.devices != mapped.devices || again.target.name() != mapped.target.name() {
@@ -32,18 +34,18 @@ impl Caches {
         self.check_closed(&control, name)?;
         mapped.target.check_parts_closed(&self.machine.root, &control, name)?;
         // Asked for now: the mapping will not tell any more.
-        let disk = self.device_name(mapped.devices.disk);
-        let disk = self.disks.name_of(&disk).map(|_| disk);
+        let disk = self.device_name(mapped.devices.disk)?;
+        let disk = self.disks.name_of(&disk)?.map(|_| disk);
         self.unmap(&control, name, &mapped)?;
-        self.clean_up(name, &mapped, disk.as_deref())
+        Ok(left(self.clean_up(name, &mapped, disk.as_deref())))
     }
 
-    fn keys(&self, mapped: &Mapped<'_>, name: &CacheName) -> Vec<Key> {
-        vec![
-            Key::Device(self.disk_name(mapped.devices.disk)),
-            Key::Device(self.device_name(mapped.devices.source)),
+    fn keys(&self, mapped: &Mapped<'_>, name: &CacheName) -> Result<Vec<Key>> {
+        Ok(vec![
+            Key::Device(self.disk_name(mapped.devices.disk)?),
+            Key::Device(self.device_name(mapped.devices.source)?),
             Key::Mapping(name.to_string()),
-        ]
+        ])
     }
 
     fn unmap(&self, control: &Control, name: &CacheName, mapped: &Mapped<'_>) -> Result<()> {
@@ -65,16 +67,18 @@ impl Caches {
     fn clean_up(&self, name: &CacheName, mapped: &Mapped<'_>, disk: Option<&str>) -> Result<()> {
         let root = &self.machine.root;
         let cleared = mapped.target.clean_up(root, name, disk);
-        node::remove(root, name).and(cleared).map_err(|error| match error {
-            Error::Kernel(what, error) => Error::Kernel(format!("{name} is removed, but {what}"), error),
-            other => other,
-        })
+        node::remove(root, name).and(cleared)
     }
 
     /// Removes the parts of a cache that is gone itself.
-    fn remove_left_parts(&self, name: &CacheName) -> Result<()> {
+    fn remove_left_parts(&self, control: &Control, name: &CacheName) -> Result<Left> {
         let _held = self.machine.hold(vec![Key::Mapping(name.to_string())])?;
-        remove_parts(&self.machine.root, name).and_then(|()| node::remove(&self.machine.root, name))
+        // The parts may belong to a cache that was being made until now.
+        if !mapping::has_only_parts(control, name)? {
+            return Err(Error::Conflict(format!("{name} has just been changed; try again")));
+        }
+        remove_parts(&self.machine.root, name)?;
+        Ok(left(node::remove(&self.machine.root, name)))
     }
 
     /// Refuses a mapping that somebody has open, and says who.
@@ -96,9 +100,4 @@ impl Caches {
             ))
         })
     }
-}
-
-/// Whether a part of a cache is there that was made here, and the cache itself is not.
-fn has_only_parts(control: &Control, name: &CacheName) -> bool {
-    control.info(name.as_dm()).is_err() && Part::ALL.iter().any(|part| is_ours(control, &part.of(name)))
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 
 use crate::kernel::block::{self, Dev};
 use crate::kernel::{self, Root};
-use crate::storage::error::{Cannot, Result};
+use crate::storage::error::{Cannot, Left, Result};
 use crate::storage::names::DiskName;
 
 /// A RAM disk, as a list shows it.
@@ -36,6 +36,15 @@ pub struct Device<'a> {
     pub driver: &'a dyn Driver,
 }
 
+/// What became of a disk that was to shrink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shrunk {
+    /// It has its new size.
+    Done(Left),
+    /// There is data above the new end by now, and nothing has changed.
+    DataAbove,
+}
+
 /// One way to make RAM disks. Each function expects that its caller has checked what it asks for,
 /// and holds the disk's key.
 pub trait Driver: Send + Sync {
@@ -43,7 +52,7 @@ pub trait Driver: Send + Sync {
     fn name(&self) -> &'static str;
 
     /// Whether the kernel has it now.
-    fn is_loaded(&self, root: &Root) -> bool;
+    fn is_loaded(&self, root: &Root) -> Result<bool>;
 
     /// Its disks and the kernel's names of them, in no order.
     fn devices(&self, root: &Root) -> Result<Vec<(DiskName, String)>>;
@@ -52,11 +61,11 @@ pub trait Driver: Send + Sync {
     fn list(&self, root: &Root) -> Result<Vec<RamDisk>>;
 
     /// The disk of this driver that the kernel knows by the name `device`, if it is one.
-    fn name_of(&self, root: &Root, device: &str) -> Option<DiskName>;
+    fn name_of(&self, root: &Root, device: &str) -> Result<Option<DiskName>>;
 
     /// Whether a device is a disk of this driver, or a part of one that is being made or removed.
-    fn owns(&self, root: &Root, device: &str) -> bool {
-        self.name_of(root, device).is_some()
+    fn owns(&self, root: &Root, device: &str) -> Result<bool> {
+        Ok(self.name_of(root, device)?.is_some())
     }
 
     /// Names that are taken although no disk has them.
@@ -67,19 +76,24 @@ pub trait Driver: Send + Sync {
     /// The memory that its disks may claim together, in bytes, those included that are being made or
     /// removed.
     fn promised(&self, root: &Root) -> Result<u64> {
-        let size = |(_, device): &(DiskName, String)| block::size_of_disk(root, device).unwrap_or(0);
-        Ok(self.devices(root)?.iter().map(size).fold(0, u64::saturating_add))
+        let mut sum: u64 = 0;
+        for (name, device) in self.devices(root)? {
+            let size =
+                block::size_of_disk(root, &device).cannot(format_args!("ask for the size of {name}"))?;
+            sum = sum.saturating_add(size.unwrap_or(0));
+        }
+        Ok(sum)
     }
 
     /// How many disks it serves at most, and the advice for whoever wants more.
-    fn most(&self, root: &Root) -> (u32, &'static str);
+    fn most(&self, root: &Root) -> Result<(u32, &'static str)>;
 
     /// Makes a disk of `bytes` bytes; all disks together never have more than `limit` bytes.
     fn attach(&self, root: &Root, name: DiskName, bytes: u64, limit: u64) -> Result<()>;
 
     /// Destroys a disk that the caller has claimed. EBUSY: the kernel counts another opener, and the
     /// disk stays.
-    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<()>;
+    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<Left>;
 
     /// Gives a disk a new size, larger than the one it has.
     fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, limit: u64) -> Result<()>;
@@ -87,9 +101,8 @@ pub trait Driver: Send + Sync {
     /// The fewest bytes that hold all data of a disk.
     fn least_size(&self, root: &Root, disk: &Device<'_>, claim: &File) -> kernel::Result<u64>;
 
-    /// Gives a claimed disk a new size, smaller than the one it has. EINVAL: there is data above the
-    /// new end by now, and nothing has changed.
-    fn shrink(&self, root: &Root, disk: &Device<'_>, claim: &File, bytes: u64) -> kernel::Result<()>;
+    /// Gives a claimed disk a new size, smaller than the one it has.
+    fn shrink(&self, root: &Root, disk: &Device<'_>, claim: &File, bytes: u64) -> Result<Shrunk>;
 
     /// Frees the memory of a disk that is claimed for writing: the disk reads as zero afterwards.
     /// EBUSY as for `detach`.

@@ -58,6 +58,11 @@ impl Drivers {
             };
             Error::Unavailable(format!("{what}; load it with: modprobe {load}"))
         };
-        self.iter().filter(may).find(|driver| driver.is_loaded(root)).ok_or_else(missing)
+        for driver in self.iter().filter(may) {
+            if driver.is_loaded(root)? {
+                return Ok(driver);
+            }
+        }
+        Err(missing())
     }
 }

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-pub use driver::{Device, Driver, RamDisk};
+pub use driver::{Device, Driver, RamDisk, Shrunk};
 pub use drivers::{Drivers, RamDriver};
 
-use super::error::{Cannot, Error, Result};
+use super::error::{Cannot, Error, Left, Result, left};
 use super::locks::{Held, Key};
 use super::machine::Machine;
 use super::names::{CacheName, DiskName, Size};
@@ -71,7 +71,7 @@ impl Disks {
                 let disk = self.existing(name)?;
                 let claim =
                     block::open(root, &disk.device, Mode::Claim).cannot(format_args!("open {name}"))?;
-                disk.driver.detach(root, &disk, claim).cannot(format_args!("remove {name}"))
+                disk.driver.detach(root, &disk, claim).map(drop).cannot(format_args!("remove {name}"))
             });
             let is_ready = || {
                 let found = self.existing(name).ok().filter(|disk| disk.size == size.bytes());
@@ -94,7 +94,7 @@ impl Disks {
         there: Vec<(DiskName, String, &dyn Driver)>,
     ) -> Result<(DiskName, Held<'_>)> {
         let root = &self.machine.root;
-        let (most, advice) = driver.most(root);
+        let (most, advice) = driver.most(root)?;
         let served = there.iter().filter(|(.., by)| by.name() == driver.name()).count();
         if served as u64 >= u64::from(most) {
             return Err(Error::Conflict(format!("there are {served} RAM disks and {advice}")));
@@ -111,7 +111,7 @@ impl Disks {
     }
 
     /// Gives a RAM disk a new size.
-    pub fn resize(&self, name: DiskName, size: Size) -> Result<()> {
+    pub fn resize(&self, name: DiskName, size: Size) -> Result<Left> {
         let root = &self.machine.root;
         let _held = self.machine.hold(vec![Key::Memory, Key::disk(name)])?;
         let disk = self.existing(name)?;
@@ -122,15 +122,16 @@ impl Disks {
         }
         let new = size.bytes();
         self.check_memory(new, disk.size)?;
+        let mut left_over = None;
         if new > disk.size {
             disk.driver.grow(root, &disk, new, self.machine.memory_limit())?;
         } else if new < disk.size {
-            self.shrink(&disk, new)?;
+            left_over = self.shrink(&disk, new)?;
         }
-        self.tell_initiators(&disk)
+        Ok(left_over.or(left(self.tell_initiators(&disk))))
     }
 
-    fn shrink(&self, disk: &Device<'_>, new: u64) -> Result<()> {
+    fn shrink(&self, disk: &Device<'_>, new: u64) -> Result<Left> {
         let (root, name) = (&self.machine.root, disk.name);
         // Nobody may write above the new end from here on.
         let claim = self.claim_unused(disk, Mode::Claim)?;
@@ -145,9 +146,9 @@ impl Disks {
             return Err(too_small());
         }
         // The driver looks again, since somebody may have written in this moment.
-        match disk.driver.shrink(root, disk, &claim, new) {
-            Err(error) if error.is(Errno::INVAL) => Err(too_small()),
-            shrunk => shrunk.cannot(format_args!("resize {name}")),
+        match disk.driver.shrink(root, disk, &claim, new)? {
+            Shrunk::DataAbove => Err(too_small()),
+            Shrunk::Done(left) => Ok(left),
         }
     }
 
@@ -158,15 +159,13 @@ impl Disks {
             let User::Namespace { nqn, id } = user else { continue };
             let namespace = Item::namespace(&nqn, id);
             // Kernels before 5.8 cannot be told.
-            if !namespace.has(root, "revalidate_size") {
+            if namespace.has(root, "revalidate_size") == Ok(false) {
                 continue;
             }
             match namespace.set(root, "revalidate_size", "1") {
                 // A namespace that is not enabled reads the size when it is enabled.
                 Err(error) if !error.is(Errno::INVAL) => {
-                    let what =
-                        format!("{} has its new size, but namespace {id} of {nqn} was not told", disk.name);
-                    return Err(Error::Kernel(what, error));
+                    return Err(Error::Kernel(format!("namespace {id} of {nqn} was not told of it"), error));
                 }
                 _ => {}
             }
@@ -178,7 +177,7 @@ impl Disks {
     pub fn flush(&self, name: DiskName) -> Result<()> {
         let _held = self.machine.hold(vec![Key::disk(name)])?;
         let disk = self.existing(name)?;
-        if block::is_read_only(&self.machine.root, disk.dev) {
+        if block::is_read_only(&self.machine.root, disk.dev).cannot(format_args!("look at {name}"))? {
             return Err(Error::Conflict(format!("{name} is locked; unlock it first")));
         }
         let claim = self.claim_unused(&disk, Mode::ClaimWrite)?;
@@ -188,14 +187,15 @@ impl Disks {
     }
 
     /// Removes a RAM disk.
-    pub fn remove(&self, name: DiskName) -> Result<()> {
+    pub fn remove(&self, name: DiskName) -> Result<Left> {
         let root = &self.machine.root;
         let _held = self.machine.hold(vec![Key::disk(name)])?;
         let disk = self.existing(name)?;
         let claim = self.claim_unused(&disk, Mode::Claim)?;
-        disk.driver.detach(root, &disk, claim).map_err(|error| destruction_refused(name, error))?;
+        let left =
+            disk.driver.detach(root, &disk, claim).map_err(|error| destruction_refused(name, error))?;
         wait_until(NODE_PATIENCE, || self.existing(name).is_err());
-        Ok(())
+        Ok(left)
     }
 
     /// Makes a RAM disk read-only (locked) or read-write.
@@ -235,8 +235,10 @@ impl Disks {
                 "there are two RAM disks {name}: {device} and {other}; remove one where it was made"
             )));
         }
-        let about = block::dev_of(root, &device).zip(block::size_of_disk(root, &device));
-        let (dev, size) = about.ok_or_else(|| no_disk(name))?;
+        let look = format!("look at {name}");
+        let dev = block::dev_of(root, &device).cannot(&look)?;
+        let size = block::size_of_disk(root, &device).cannot(&look)?;
+        let (dev, size) = dev.zip(size).ok_or_else(|| no_disk(name))?;
         Ok(Device { name, device, dev, size, driver })
     }
 
@@ -251,19 +253,30 @@ impl Disks {
     }
 
     /// The RAM disk that the kernel knows by the name `device`; `None` if that is no RAM disk.
-    pub fn name_of(&self, device: &str) -> Option<DiskName> {
-        self.drivers.iter().find_map(|driver| driver.name_of(&self.machine.root, device))
+    pub fn name_of(&self, device: &str) -> Result<Option<DiskName>> {
+        for driver in self.drivers.iter() {
+            if let Some(name) = driver.name_of(&self.machine.root, device)? {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
     }
 
     /// Whether a device is a RAM disk, or a part of one.
-    pub fn owns(&self, device: &str) -> bool {
-        self.drivers.iter().any(|driver| driver.owns(&self.machine.root, device))
+    pub fn owns(&self, device: &str) -> Result<bool> {
+        for driver in self.drivers.iter() {
+            if driver.owns(&self.machine.root, device)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Refuses a disk if `/dev/rdN` does not lead to it: the kernel would take what the path leads to.
     pub fn check_node(&self, disk: &Device<'_>) -> Result<()> {
         let node = block::node(&self.machine.root, &disk.name.to_string());
-        if block::dev_of_node(&node) == Some(disk.dev) {
+        let leads_to = block::dev_of_node(&node).cannot(format_args!("look at {}", node.display()))?;
+        if leads_to == Some(disk.dev) {
             return Ok(());
         }
         Err(Error::Conflict(format!(

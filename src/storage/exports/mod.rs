@@ -20,7 +20,7 @@ use super::undo::Undo;
 use super::usage::{self, User};
 use crate::kernel::block::{self, Dev, SECTOR};
 use crate::kernel::nvmet::{self, Namespace, Port, Subsystem};
-use crate::kernel::{Root, dm, machine};
+use crate::kernel::{self, Root, dm, machine};
 use steps::{NAMESPACE, Steps};
 
 /// A namespace of a subsystem, with who may connect and where.
@@ -80,7 +80,8 @@ impl Exports {
             let linked: Vec<_> = ports.iter().filter(is_linked).cloned().collect();
             exports.extend(subsystem.namespaces.iter().map(|namespace| Export {
                 subsystem: subsystem.clone(),
-                size: size_of_node(root, &namespace.device),
+                // A device that cannot be looked at has no size to show.
+                size: size_of_node(root, &namespace.device).unwrap_or(None),
                 namespace: namespace.clone(),
                 ports: linked.clone(),
             }));
@@ -199,7 +200,7 @@ impl Exports {
     /// Refuses a volume that anybody but its own export uses: there would be two writers.
     fn claim_exportable(&self, volume: &Volume, dev: Dev, nqn: &Nqn) -> Result<File> {
         let root = &self.machine.root;
-        if block::is_read_only(root, dev) {
+        if block::is_read_only(root, dev).cannot(format_args!("look at {volume}"))? {
             return Err(Error::Conflict(format!("{volume} is locked; unlock it first")));
         }
         let own = User::Namespace { nqn: nqn.to_string(), id: NAMESPACE };
@@ -234,7 +235,7 @@ impl Exports {
         let dev = self.volume_dev(volume).ok();
         let is_ours = |namespace: &Namespace| {
             let device = &namespace.device;
-            let is_device = || dev.is_some() && block::dev_of_node(Path::new(device)) == dev;
+            let is_device = || dev.is_some() && block::dev_of_node(Path::new(device)) == Ok(dev);
             let is_known = device.is_empty() || *device == self.volume_node(volume) || is_device();
             namespace.id == NAMESPACE && is_known
         };
@@ -291,8 +292,9 @@ fn subsystems(root: &Root) -> Result<Vec<Subsystem>> {
     nvmet::subsystems(root).cannot("list the NVMe targets")
 }
 
-fn size_of_node(root: &Root, node: &str) -> Option<u64> {
-    block::sectors(root, block::dev_of_node(Path::new(node))?)?.checked_mul(SECTOR)
+fn size_of_node(root: &Root, node: &str) -> kernel::Result<Option<u64>> {
+    let Some(dev) = block::dev_of_node(Path::new(node))? else { return Ok(None) };
+    Ok(block::sectors(root, dev)?.and_then(|sectors| sectors.checked_mul(SECTOR)))
 }
 
 fn name(volume: &Volume) -> Result<Nqn> {

@@ -29,7 +29,7 @@ pub fn all(root: &Root) -> Result<Vec<Port>> {
 
 /// Refuses to go on where the kernel shows no NVMe targets, and says how to have it do so.
 pub fn require_nvmet(root: &Root) -> Result<()> {
-    match nvmet::availability(root) {
+    match nvmet::availability(root).cannot("look for NVMe targets")? {
         Availability::Ready => Ok(()),
         Availability::NoModule => {
             Err(Error::Unavailable("the kernel module nvmet is not loaded; load it with: modprobe nvmet".into()))
@@ -55,14 +55,19 @@ pub fn create(
     let _held = machine.hold(vec![Key::Nvme])?;
     let attributes = attributes(address, protocol, service);
     let item = Item::port(id.number());
-    if item.exists(root) {
-        let is_same = |(name, value): &(&str, String)| item.get(root, name).as_deref() == Some(value);
-        if !attributes.iter().all(is_same) {
+    let look = format!("look at port {id}");
+    if item.exists(root).cannot(&look)? {
+        let mut is_same = true;
+        for (name, value) in &attributes {
+            is_same &= item.get(root, name).cannot(&look)?.as_ref() == Some(value);
+        }
+        if !is_same {
             return Err(Error::Conflict(format!(
                 "port {id} exists already, at another address, protocol or service; remove it first"
             )));
         }
     } else {
+        check_place(root, id, address, protocol, service)?;
         Undo::run(|undo| {
             let what = format!("make port {id}");
             item.make(root).cannot(&what)?;
@@ -71,6 +76,38 @@ pub fn create(
         })?;
     }
     existing(root, id)
+}
+
+/// Refuses a port whose listener could never be opened, since another port has its place.
+fn check_place(
+    root: &Root,
+    id: PortId,
+    address: Option<IpAddr>,
+    protocol: Protocol,
+    service: ServiceId,
+) -> Result<()> {
+    let Some(address) = address else { return Ok(()) };
+    for other in all(root)? {
+        let there = other.address.as_deref().and_then(|there| there.parse().ok());
+        let is_taken = other.protocol.as_deref() == Some(protocol.as_str())
+            && other.service_id == Some(service.to_string())
+            && there.is_some_and(|there: IpAddr| overlap(there, address));
+        if is_taken {
+            return Err(Error::Conflict(format!(
+                "port {} listens at {} service {service} already, so that port {id} could not; export there, or give \
+                 port {id} another address or service id",
+                other.id,
+                other.address.unwrap_or_default()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Whether two listeners at these addresses exclude each other. `::` takes IPv4, too.
+fn overlap(one: IpAddr, other: IpAddr) -> bool {
+    let takes = |all: IpAddr, one: IpAddr| all.is_unspecified() && (all.is_ipv6() || one.is_ipv4());
+    one == other || takes(one, other) || takes(other, one)
 }
 
 /// Removes a port at which nothing is exported.
@@ -137,4 +174,26 @@ fn attributes(address: Option<IpAddr>, protocol: Protocol, service: ServiceId) -
         attributes.push(("addr_trsvcid", service.to_string()));
     }
     attributes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_listener_keeps_another_from_what_it_takes_itself() {
+        let overlap = |one: &str, other: &str| {
+            let (one, other) = (one.parse().unwrap(), other.parse().unwrap());
+            assert_eq!(overlap(one, other), super::overlap(other, one));
+            super::overlap(one, other)
+        };
+        for (one, other) in
+            [("10.0.0.1", "10.0.0.1"), ("0.0.0.0", "10.0.0.1"), ("::", "10.0.0.1"), ("::", "::1")]
+        {
+            assert!(overlap(one, other), "{one} {other}");
+        }
+        for (one, other) in [("10.0.0.1", "10.0.0.2"), ("0.0.0.0", "::1"), ("::1", "127.0.0.1")] {
+            assert!(!overlap(one, other), "{one} {other}");
+        }
+    }
 }

@@ -34,12 +34,12 @@ impl<'a> Steps<'a> {
     /// may have happened to a complete export.
     pub fn ensure_subsystem(self, is_complete: bool, undo: &mut Undo<'a>) -> Result<()> {
         let subsystem = self.subsystem();
-        if !subsystem.exists(self.root) {
+        if !self.cannot(subsystem.exists(self.root))? {
             self.make(subsystem.clone(), undo)?;
         }
         if !is_complete {
             self.ensure_attribute(&subsystem, "attr_serial", &serial(self.nqn), undo)?;
-            if subsystem.has(self.root, "attr_model") {
+            if self.cannot(subsystem.has(self.root, "attr_model"))? {
                 self.ensure_attribute(&subsystem, "attr_model", MODEL, undo)?;
             }
         }
@@ -54,25 +54,25 @@ impl<'a> Steps<'a> {
     /// Lets a host connect, and only hosts that are named.
     pub fn ensure_host(self, host: &Nqn, undo: &mut Undo<'a>) -> Result<()> {
         let entry = Item::host(host.as_str());
-        if !entry.exists(self.root) {
+        if !self.cannot(entry.exists(self.root))? {
             self.make(entry.clone(), undo)?;
         }
         // The kernel allows no host by name while any host is allowed.
         self.ensure_attribute(&self.subsystem(), "attr_allow_any_host", "0", undo)?;
         let link = Item::allowed_host(self.nqn.as_str(), host.as_str());
-        if link.exists(self.root) { Ok(()) } else { self.link(link, &entry, undo) }
+        if self.cannot(link.exists(self.root))? { Ok(()) } else { self.link(link, &entry, undo) }
     }
 
     /// Makes the namespace on the device `node` and enables it.
     pub fn ensure_namespace(self, node: &str, undo: &mut Undo<'a>) -> Result<()> {
         let namespace = Item::namespace(self.nqn.as_str(), NAMESPACE);
-        if !namespace.exists(self.root) {
+        if !self.cannot(namespace.exists(self.root))? {
             self.make(namespace.clone(), undo)?;
         }
-        if namespace.get(self.root, "enable").as_deref() == Some("1") {
+        if self.cannot(namespace.get(self.root, "enable"))?.as_deref() == Some("1") {
             return Ok(());
         }
-        if namespace.get(self.root, "device_path").as_deref() != Some(node) {
+        if self.cannot(namespace.get(self.root, "device_path"))?.as_deref() != Some(node) {
             self.cannot(namespace.set(self.root, "device_path", node))?;
         }
         self.ensure_attribute(&namespace, "enable", "1", undo)
@@ -81,9 +81,9 @@ impl<'a> Steps<'a> {
     /// Offers the export at a port. The first link of a port opens its listener: a wrong address or
     /// transport is only found out here.
     pub fn ensure_offer(self, port: u16, undo: &mut Undo<'a>) -> Result<()> {
-        self.keep_attribute(Item::port(port), "param_inline_data_size", undo);
+        self.keep_attribute(Item::port(port), "param_inline_data_size", undo)?;
         let link = Item::offer(port, self.nqn.as_str());
-        if link.exists(self.root) {
+        if self.cannot(link.exists(self.root))? {
             return Ok(());
         }
         self.link(link, &self.subsystem(), undo).map_err(|error| self.offer_refused(port, error))
@@ -111,7 +111,7 @@ impl<'a> Steps<'a> {
             ));
         };
         let module = protocol.module();
-        if kernel.is(Errno::INVAL) && !modules::is_loaded(self.root, module) {
+        if kernel.is(Errno::INVAL) && modules::is_loaded(self.root, module) == Ok(false) {
             return Error::Unavailable(format!(
                 "the kernel module {module} is not loaded; load it with: modprobe {module}"
             ));
@@ -139,8 +139,10 @@ impl<'a> Steps<'a> {
         let item = Item::namespace(self.nqn.as_str(), id);
         self.ensure_attribute(&item, "enable", "0", undo)?;
         let identity = ["device_path", "device_uuid", "device_nguid"];
-        let before: Vec<_> =
-            identity.into_iter().filter_map(|name| Some((name, item.get(self.root, name)?))).collect();
+        let mut before = Vec::new();
+        for name in identity {
+            before.extend(self.cannot(item.get(self.root, name))?.map(|value| (name, value)));
+        }
         self.cannot(item.remove(self.root))?;
         undo.push(format!("removing namespace {id} of {}", self.nqn), move || {
             let again = item
@@ -156,9 +158,10 @@ impl<'a> Steps<'a> {
         let entry = Item::host(host);
         self.unlink(Item::allowed_host(self.nqn.as_str(), host), entry.clone(), undo)?;
         // An entry with a secret was made by somebody else, and could not be made again here.
-        let has_secret = |name| entry.get(self.root, name).is_some_and(|key| !key.is_empty());
-        if ["dhchap_key", "dhchap_ctrl_key"].into_iter().any(has_secret) {
-            return Ok(());
+        for name in ["dhchap_key", "dhchap_ctrl_key"] {
+            if self.cannot(entry.get(self.root, name))?.is_some_and(|key| !key.is_empty()) {
+                return Ok(());
+            }
         }
         match entry.remove(self.root) {
             // The link of another subsystem keeps it.
@@ -193,14 +196,15 @@ impl<'a> Steps<'a> {
 
     /// Notes the value of an attribute that the kernel itself changes with the next step, so that it is
     /// as before if that step is undone.
-    fn keep_attribute(self, item: Item, name: &'static str, undo: &mut Undo<'a>) {
-        let Some(before) = item.get(self.root, name) else { return };
+    fn keep_attribute(self, item: Item, name: &'static str, undo: &mut Undo<'a>) -> Result<()> {
+        let Some(before) = self.cannot(item.get(self.root, name))? else { return Ok(()) };
         undo.push(format!("the change of {name} of {item}"), move || {
-            if item.get(self.root, name).as_ref() == Some(&before) {
+            if self.cannot(item.get(self.root, name))?.as_ref() == Some(&before) {
                 return Ok(());
             }
             self.cannot(item.set(self.root, name, &before))
         });
+        Ok(())
     }
 
     /// Sets an attribute that has another value.
@@ -211,7 +215,7 @@ impl<'a> Steps<'a> {
         value: &str,
         undo: &mut Undo<'a>,
     ) -> Result<()> {
-        let before = item.get(self.root, name).unwrap_or_default();
+        let before = self.cannot(item.get(self.root, name))?.unwrap_or_default();
         if before == value {
             return Ok(());
         }

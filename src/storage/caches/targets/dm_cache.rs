@@ -6,7 +6,7 @@ use rustix::io::Errno;
 use crate::kernel::block::{self, Dev, Mode, SECTOR};
 use crate::kernel::dm::{self, Control, Report};
 use crate::kernel::{self, Root, modules};
-use crate::storage::caches::mapping::{self, is_ours, not_made, uuid};
+use crate::storage::caches::mapping::{self, not_made, uuid};
 use crate::storage::caches::stats::{CLIENT, CacheStats, Metadata, not_understood};
 use crate::storage::caches::target::{Devices, New, Source, Target};
 use crate::storage::disks::Device;
@@ -117,7 +117,9 @@ impl Target for DmCache {
     }
 
     fn missing_module(&self, root: &Root) -> Option<(&'static str, &'static str)> {
-        (!modules::is_loaded(root, "dm-cache-smq")).then_some(("policy for dm-cache", "dm-cache-smq"))
+        // Where that is not known, the kernel's own refusal is told.
+        (modules::is_loaded(root, "dm-cache-smq") == Ok(false))
+            .then_some(("policy for dm-cache", "dm-cache-smq"))
     }
 
     fn devices(&self, control: &Control, name: &CacheName, deps: &[Dev]) -> Result<Option<Devices>> {
@@ -205,10 +207,7 @@ pub fn remove_parts(root: &Root, name: &CacheName) -> Result<()> {
     let mut outcome = Ok(());
     for part in Part::ALL {
         let dm_name = part.of(name);
-        let Ok(info) = control.info(&dm_name) else { continue };
-        if !is_ours(&control, &dm_name) {
-            continue;
-        }
+        let Some(info) = mapping::ours(&control, &dm_name)? else { continue };
         if part == Part::Metadata && info.active && !info.suspended {
             outcome = outcome.and(clear(root, info.dev));
         }
@@ -220,8 +219,8 @@ pub fn remove_parts(root: &Root, name: &CacheName) -> Result<()> {
 
 /// Clears the superblock, so that nothing takes what was a cache's metadata for a cache's metadata.
 fn clear(root: &Root, dev: Dev) -> Result<()> {
-    let name = block::name_of(root, dev).unwrap_or_default();
-    block::open(root, &name, Mode::ClaimWrite)
+    block::name_of(root, dev)
+        .and_then(|name| block::open(root, &name.unwrap_or_default(), Mode::ClaimWrite))
         .and_then(|metadata| block::write_start(&metadata, &[0; METADATA_BLOCK as usize]))
         .cannot("clear the cache's metadata")
 }

@@ -13,8 +13,8 @@ use rustix::io::Errno;
 use crate::kernel::block::{self, Mode};
 use crate::kernel::links::{self, Entry};
 use crate::kernel::{self, Root, loops, pool};
-use crate::storage::disks::driver::{Device, Driver, RamDisk};
-use crate::storage::error::{Cannot, Error, Result};
+use crate::storage::disks::driver::{Device, Driver, RamDisk, Shrunk};
+use crate::storage::error::{Cannot, Error, Left, Result, left};
 use crate::storage::names::DiskName;
 use crate::storage::undo::Undo;
 use crate::storage::usage;
@@ -34,13 +34,13 @@ impl Driver for Loops {
         "loop"
     }
 
-    fn is_loaded(&self, root: &Root) -> bool {
-        loops::is_loaded(root)
+    fn is_loaded(&self, root: &Root) -> Result<bool> {
+        loops::is_loaded(root).cannot("look for the module loop")
     }
 
     fn devices(&self, root: &Root) -> Result<Vec<(DiskName, String)>> {
         // Most hosts then need no look at each loop device.
-        if !pool::is_mounted(root) {
+        if !pool::is_mounted(root).cannot("list the RAM disks")? {
             return Ok(Vec::new());
         }
         let named = |(device, file): (String, String)| Some((disk_of_file(root, &file)?, device));
@@ -49,24 +49,28 @@ impl Driver for Loops {
 
     fn list(&self, root: &Root) -> Result<Vec<RamDisk>> {
         let look = |(name, device): (DiskName, String)| {
-            let size = block::size_of_disk(root, &device).filter(|&size| size > 0)?;
-            // Without its file the disk is being removed at this moment, or somebody has unlinked the
-            // file, which holds its memory all the same.
-            let unlinked = || is_over(root, &device, &name.to_string()).then_some(size);
-            let usage = pool::held(root, &name.to_string()).or_else(unlinked)?.min(size);
-            let locked = block::is_disk_read_only(root, &device);
-            Some(RamDisk { name, size, usage, locked, driver: self.name() })
+            let size = block::size_of_disk(root, &device)?.filter(|&size| size > 0);
+            let Some(size) = size else { return Ok(None) };
+            let usage = match pool::held(root, &name.to_string())? {
+                Some(held) => held.min(size),
+                // Without its file the disk is being removed at this moment, or somebody has unlinked
+                // the file, which holds its memory all the same.
+                None if is_over(root, &device, &name.to_string()) => size,
+                None => return Ok(None),
+            };
+            let locked = block::is_disk_read_only(root, &device)?;
+            Ok(Some(RamDisk { name, size, usage, locked, driver: self.name() }))
         };
-        Ok(self.devices(root)?.into_iter().filter_map(look).collect())
+        let listed = self.devices(root)?.into_iter().filter_map(|disk| look(disk).transpose());
+        listed.collect::<kernel::Result<_>>().cannot("list the RAM disks")
     }
 
-    fn name_of(&self, root: &Root, device: &str) -> Option<DiskName> {
-        disk_of_file(root, &loops::backing(root, device).ok()??)
+    fn name_of(&self, root: &Root, device: &str) -> Result<Option<DiskName>> {
+        Ok(file_of(root, device)?.and_then(|file| disk_of_file(root, &file)))
     }
 
-    fn owns(&self, root: &Root, device: &str) -> bool {
-        let file = || loops::backing(root, device).ok().flatten();
-        device.starts_with("loop") && file().is_some_and(|file| pool::name_in(root, &file).is_some())
+    fn owns(&self, root: &Root, device: &str) -> Result<bool> {
+        Ok(file_of(root, device)?.is_some_and(|file| pool::name_in(root, &file).is_some()))
     }
 
     fn leftovers(&self, root: &Root) -> Result<Vec<DiskName>> {
@@ -77,14 +81,16 @@ impl Driver for Loops {
     fn promised(&self, root: &Root) -> Result<u64> {
         let files = files(root)?;
         let is_unlinked = |(name, _): &(DiskName, String)| !files.contains(&name.to_string());
-        let unlinked = self.devices(root)?.into_iter().filter(is_unlinked);
-        let sizes = unlinked.filter_map(|(_, device)| block::size_of_disk(root, &device));
-        let in_files = pool::promised(root).cannot("add up the sizes of the RAM disks")?;
-        Ok(sizes.fold(in_files, u64::saturating_add))
+        let what = "add up the sizes of the RAM disks";
+        let mut sum = pool::promised(root).cannot(what)?;
+        for (_, device) in self.devices(root)?.into_iter().filter(is_unlinked) {
+            sum = sum.saturating_add(block::size_of_disk(root, &device).cannot(what)?.unwrap_or(0));
+        }
+        Ok(sum)
     }
 
-    fn most(&self, _root: &Root) -> (u32, &'static str) {
-        (MOST, "this daemon makes no more; remove one")
+    fn most(&self, _root: &Root) -> Result<(u32, &'static str)> {
+        Ok((MOST, "this daemon makes no more; remove one"))
     }
 
     fn attach(&self, root: &Root, name: DiskName, bytes: u64, limit: u64) -> Result<()> {
@@ -118,9 +124,9 @@ impl Driver for Loops {
         })
     }
 
-    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<()> {
+    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<Left> {
         let (name, device) = (disk.name, &disk.device);
-        let is_locked = block::is_disk_read_only(root, device);
+        let is_locked = block::is_disk_read_only(root, device)?;
         match pool::rename(root, &name.to_string(), &part(name)) {
             // Somebody unlinked the file; the device goes all the same.
             Err(error) if error.is_gone() => {}
@@ -146,7 +152,7 @@ impl Driver for Loops {
         }
         // The disk is gone, whether or not what it leaves behind can be removed.
         let unlinked = unlink(root, name);
-        pool::remove(root, &part(name)).and(unlinked)
+        Ok(left(pool::remove(root, &part(name)).and(unlinked).cannot("remove what it left")))
     }
 
     fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, limit: u64) -> Result<()> {
@@ -159,7 +165,7 @@ impl Driver for Loops {
             undo.push(format!("giving the file of {} its size", disk.name), || {
                 pool::set_length(&file, disk.size).cannot("give it its size back")
             });
-            if loops::ends_early(root, &disk.device) {
+            if loops::ends_early(root, &disk.device).cannot(&what)? {
                 loops::limit(&loop_device, 0).cannot(&what)?;
             }
             loops::follow_size(&loop_device).cannot(&what)
@@ -172,17 +178,26 @@ impl Driver for Loops {
 
     /// First the device is made to end earlier, so that nobody can write above its new end any more.
     /// Only then the file is cut, where nothing was written.
-    fn shrink(&self, root: &Root, disk: &Device<'_>, claim: &File, bytes: u64) -> kernel::Result<()> {
-        let file = pool::open(root, &disk.name.to_string())?;
-        let cut = || {
-            loops::limit(claim, bytes)?;
-            if pool::end_of_data(&file)? > bytes {
-                return Err(kernel::Error::new("ftruncate", &Errno::INVAL.into()));
+    fn shrink(&self, root: &Root, disk: &Device<'_>, claim: &File, bytes: u64) -> Result<Shrunk> {
+        let what = format!("resize {}", disk.name);
+        let file = pool::open(root, &disk.name.to_string()).cannot(&what)?;
+        let cut = Undo::run(|undo| {
+            undo.push(format!("limiting {}", disk.device), || {
+                loops::limit(claim, 0).cannot("take the limit back")
+            });
+            loops::limit(claim, bytes).cannot(&what)?;
+            if pool::end_of_data(&file).cannot(&what)? > bytes {
+                loops::limit(claim, 0).cannot(&what)?;
+                return Ok(false);
             }
-            pool::set_length(&file, bytes)
-        };
-        let outcome = cut();
-        outcome.and(loops::limit(claim, 0))
+            pool::set_length(&file, bytes).cannot(&what)?;
+            Ok(true)
+        })?;
+        if !cut {
+            return Ok(Shrunk::DataAbove);
+        }
+        let unlimited = loops::limit(claim, 0).cannot(format_args!("take the limit off {}", disk.device));
+        Ok(Shrunk::Done(left(unlimited)))
     }
 
     fn free(&self, disk: &Device<'_>, claim: &File) -> kernel::Result<()> {
@@ -190,14 +205,17 @@ impl Driver for Loops {
     }
 
     fn recover(&self, root: &Root, limit: u64) -> Vec<String> {
-        if !pool::is_mounted(root) {
-            return Vec::new();
-        }
-        let mut said = Vec::new();
-        if let Err(error) = pool::mount_for(root, limit) {
+        let files = match pool::names(root) {
+            Ok(files) => files,
+            Err(error) => return vec![format!("the RAM disks could not be looked for: {error}")],
+        };
+        let mut said = remove_lost_links(root, &files);
+        if pool::is_mounted(root) == Ok(true)
+            && let Err(error) = pool::mount_for(root, limit)
+        {
             said.push(format!("the tmpfs of the RAM disks keeps its size: {error}"));
         }
-        for file in pool::names(root).unwrap_or_default() {
+        for file in files {
             let (name, is_part) = match file.strip_suffix(PART) {
                 Some(name) => (DiskName::parse(name), true),
                 None => (DiskName::parse(&file), false),
@@ -210,6 +228,25 @@ impl Driver for Loops {
         }
         said
     }
+}
+
+/// Removes the links in `/dev` that were left of disks that are gone. The loop devices that they lead to may
+/// be somebody else's by now.
+fn remove_lost_links(root: &Root, files: &[String]) -> Vec<String> {
+    let names = links::names(root).unwrap_or_default().into_iter();
+    let is_disk =
+        |name: &DiskName| files.iter().any(|file| *file == name.to_string() || *file == part(*name));
+    let lost = names.filter_map(|name| DiskName::parse(&name)).filter(|name| !is_disk(name));
+    let remove = |name: DiskName| match links::look(&node(root, name)) {
+        Ok(Entry::Link(to)) if is_ours(&to) && !may_be_disk(root, name, &to) => {
+            Some(match links::remove(&node(root, name)) {
+                Ok(()) => format!("{name}: its link was left and is removed"),
+                Err(error) => format!("{name}: its link was left and could not be removed: {error}"),
+            })
+        }
+        _ => None,
+    };
+    lost.filter_map(remove).collect()
 }
 
 fn part(name: DiskName) -> String {
@@ -227,6 +264,14 @@ fn attached(root: &Root) -> Result<Vec<(String, String)>> {
 /// The RAM disk whose data is in a file, given the file's path as the kernel shows it.
 fn disk_of_file(root: &Root, file: &str) -> Option<DiskName> {
     DiskName::parse(pool::name_in(root, file)?)
+}
+
+/// The file of a loop device, as the kernel shows its path; `None` for other devices.
+fn file_of(root: &Root, device: &str) -> Result<Option<String>> {
+    if !device.starts_with("loop") {
+        return Ok(None);
+    }
+    loops::backing(root, device).cannot(format_args!("look at {device}"))
 }
 
 /// Whether a device is over this file of the pool. If that cannot be read, it may be.
@@ -247,7 +292,8 @@ fn device_over(root: &Root, file: &str) -> Result<Option<String>> {
 /// somebody began to use the disk in the meantime, it is a disk again.
 fn recover_part(root: &Root, name: DiskName) -> Result<Option<&'static str>> {
     if let Some(device) = device_over(root, &part(name))? {
-        let dev = block::dev_of(root, &device).ok_or_else(|| Error::NotFound(format!("no {device}")))?;
+        let dev = block::dev_of(root, &device).cannot(format_args!("look at {device}"))?;
+        let dev = dev.ok_or_else(|| Error::NotFound(format!("there is no {device} any more")))?;
         let claim = usage::claim_unused(root, dev, &*device, Mode::Claim);
         let detached = claim.and_then(|claim| {
             block::set_read_only(&claim, false)
@@ -277,14 +323,15 @@ fn recover_disk(root: &Root, name: DiskName) -> Result<Option<&'static str>> {
             loops::attach(root, &file).cannot("attach a loop device to its file")?.0
         }
     };
-    let size = block::size_of_disk(root, &device);
-    if size != Some(length) || loops::ends_early(root, &device) {
+    let look = format!("look at {device}");
+    let size = block::size_of_disk(root, &device).cannot(&look)?;
+    if size != Some(length) || loops::ends_early(root, &device).cannot(&look)? {
         done = Some("has the size of its file again");
         block::open(root, &device, Mode::Read)
             .and_then(|disk| loops::limit(&disk, 0).and_then(|()| loops::follow_size(&disk)))
             .cannot("give it the size of its file")?;
     }
-    if loops::detaches_itself(root, &device) {
+    if loops::detaches_itself(root, &device).cannot(&look)? {
         done = Some("stays attached when it is closed");
         block::open(root, &device, Mode::Read)
             .and_then(|disk| loops::stay(&disk))
@@ -325,11 +372,20 @@ fn check_place(root: &Root, name: DiskName) -> Result<()> {
 
 /// Whether the device is over a file that could be this disk's, and that is not in the pool seen here.
 fn leads_out_of_sight(root: &Root, name: DiskName, device: &str) -> bool {
-    loops::backing(root, device).ok().flatten().is_some_and(|path| {
-        let file = path.strip_suffix(" (deleted)").unwrap_or(&path).rsplit('/').next();
-        let is_its = file == Some(&name.to_string()) || file == Some(&part(name));
-        is_its && pool::name_in(root, &path).is_none()
-    })
+    let path = loops::backing(root, device).ok().flatten();
+    path.is_some_and(|path| is_named_as(name, &path) && pool::name_in(root, &path).is_none())
+}
+
+/// Whether the device is over a file that could be this disk's, wherever the file is. A device that cannot be
+/// looked at may be.
+fn may_be_disk(root: &Root, name: DiskName, device: &str) -> bool {
+    loops::backing(root, device).map_or(true, |path| path.is_some_and(|path| is_named_as(name, &path)))
+}
+
+/// Whether a file has the name of the file of this disk, given its path as the kernel shows it.
+fn is_named_as(name: DiskName, path: &str) -> bool {
+    let file = path.strip_suffix(" (deleted)").unwrap_or(path).rsplit('/').next();
+    file == Some(&name.to_string()) || file == Some(&part(name))
 }
 
 /// Whether a link in `/dev` that leads there is one that this driver makes.

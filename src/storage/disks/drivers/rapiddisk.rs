@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::io::Errno;
+
 use crate::kernel::block::{self, SECTOR};
 use crate::kernel::rapiddisk::{self, Look};
 use crate::kernel::{self, Root};
-use crate::storage::disks::driver::{Device, Driver, RamDisk, named_as_disks};
-use crate::storage::error::{Cannot, Result};
+use crate::storage::disks::driver::{Device, Driver, RamDisk, Shrunk, named_as_disks};
+use crate::storage::error::{Cannot, Left, Result};
 use crate::storage::names::DiskName;
 use crate::storage::wait::retry_busy;
 
@@ -58,9 +60,9 @@ impl Module {
     fn look_at(&self, root: &Root, name: DiskName) -> Option<Look> {
         let closed = self.closed();
         if closed.contains(&name) {
-            let read_only = block::is_disk_read_only(root, &name.to_string());
+            let read_only = block::is_disk_read_only(root, &name.to_string()).ok()?;
             // A disk that is being removed loses its size before its name.
-            let size = block::size_of_disk(root, &name.to_string()).filter(|&size| size > 0)?;
+            let size = block::size_of_disk(root, &name.to_string()).ok()?.filter(|&size| size > 0)?;
             return Some(Look { size, used: 0, read_only });
         }
         rapiddisk::look_at(root, name.0).ok()
@@ -72,8 +74,8 @@ impl Driver for Module {
         "rapiddisk"
     }
 
-    fn is_loaded(&self, root: &Root) -> bool {
-        rapiddisk::is_loaded(root)
+    fn is_loaded(&self, root: &Root) -> Result<bool> {
+        rapiddisk::is_loaded(root).cannot("look for the module rapiddisk")
     }
 
     fn devices(&self, root: &Root) -> Result<Vec<(DiskName, String)>> {
@@ -81,7 +83,7 @@ impl Driver for Module {
     }
 
     fn list(&self, root: &Root) -> Result<Vec<RamDisk>> {
-        if !self.is_loaded(root) {
+        if !self.is_loaded(root)? {
             return Ok(Vec::new());
         }
         let mut listed = self.listed(root)?;
@@ -89,7 +91,7 @@ impl Driver for Module {
         for (name, device) in self.devices(root)? {
             let look = match listed.remove(&name) {
                 Some(row) => {
-                    let read_only = block::is_disk_read_only(root, &device);
+                    let read_only = block::is_disk_read_only(root, &device).cannot("list the RAM disks")?;
                     Some(Look { size: row.size, used: row.used, read_only })
                 }
                 None => self.look_at(root, name),
@@ -105,28 +107,28 @@ impl Driver for Module {
         Ok(disks)
     }
 
-    fn name_of(&self, _root: &Root, device: &str) -> Option<DiskName> {
-        DiskName::parse(device)
+    fn name_of(&self, _root: &Root, device: &str) -> Result<Option<DiskName>> {
+        Ok(DiskName::parse(device))
     }
 
-    fn most(&self, root: &Root) -> (u32, &'static str) {
-        (
-            rapiddisk::max_disks(root),
+    fn most(&self, root: &Root) -> Result<(u32, &'static str)> {
+        Ok((
+            rapiddisk::max_disks(root).cannot("ask how many disks the module takes")?,
             "the rapiddisk module takes no more; remove one, or load it with a larger rd_max_nr",
-        )
+        ))
     }
 
     fn attach(&self, root: &Root, name: DiskName, bytes: u64, _limit: u64) -> Result<()> {
         rapiddisk::attach(root, name.0, bytes).cannot(format_args!("make {name}"))
     }
 
-    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<()> {
+    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<Left> {
         self.close_for(disk.name, || {
             // The module counts all openers. It refuses to free pages while there is another one,
             // but it does not refuse to detach.
             retry_busy(|| rapiddisk::free_pages(&claim))?;
             // The claim is held until the disk is gone: no mount or mapping slips in.
-            rapiddisk::detach(root, disk.name.0)
+            rapiddisk::detach(root, disk.name.0).map(|()| None)
         })
     }
 
@@ -140,8 +142,11 @@ impl Driver for Module {
         Ok(if highest == 0 { 0 } else { highest.saturating_add(1).saturating_mul(SECTOR) })
     }
 
-    fn shrink(&self, root: &Root, disk: &Device<'_>, _claim: &File, bytes: u64) -> kernel::Result<()> {
-        rapiddisk::resize(root, disk.name.0, bytes)
+    fn shrink(&self, root: &Root, disk: &Device<'_>, _claim: &File, bytes: u64) -> Result<Shrunk> {
+        match rapiddisk::resize(root, disk.name.0, bytes) {
+            Err(error) if error.is(Errno::INVAL) => Ok(Shrunk::DataAbove),
+            resized => resized.cannot(format_args!("resize {}", disk.name)).map(|()| Shrunk::Done(None)),
+        }
     }
 
     fn free(&self, disk: &Device<'_>, claim: &File) -> kernel::Result<()> {
