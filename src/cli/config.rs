@@ -76,7 +76,7 @@ impl Settings {
             listen: Vec::new(),
             access: Policy::default(),
             limits: Limits::default(),
-            memory_limit: MemoryLimit::Percent(100),
+            memory_limit: MemoryLimit::Percent(80),
             ram_driver: None,
             cache_driver: None,
             verbosity: 0,

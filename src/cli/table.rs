@@ -42,12 +42,13 @@ const GENERAL: &[Flag] = &[
         short: None,
         long: Some("memory-limit"),
         help: "memory that all RAM disks may take together: MiB, a number with M, G or T, or a part \
-               of the machine's memory in percent (default 100%)",
+               of the machine's memory in percent (default 80%)",
         manual: manual(
             "The memory that all RAM disks may take together. A plain number is in MiB. A number with \
              `M`, `MiB`, `G`, `GiB`, `T` or `TiB` is in that unit; all units are powers of 1024. A \
-             number with `%`, from 1 to 100, is a part of the machine's memory. What counts is the \
-             size of a RAM disk, not what is written to it. The default is 100%.",
+             number with `%`, from 1 to 100, is a part of the machine's memory, but never leaves less \
+             than 64 MiB to everything else. What counts is the size of a RAM disk, not what is written \
+             to it. The default is 80%.",
         ),
         effect: Effect::Value("SIZE|PERCENT%", |settings, text| {
             value(text, "a memory limit", memory_limit).map(|limit| settings.config.memory_limit = limit)

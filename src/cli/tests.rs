@@ -24,7 +24,7 @@ fn tcp(address: &str) -> Listen {
 fn without_arguments_it_listens_everywhere_on_9118() {
     let config = config(&[]);
     assert_eq!(config.listen, [tcp("[::]:9118")]);
-    assert_eq!(config.memory_limit, MemoryLimit::Percent(100));
+    assert_eq!(config.memory_limit, MemoryLimit::Percent(80));
     assert_eq!(config.verbosity, 0);
     assert!(!config.access.open && config.access.token_file.is_none());
 }

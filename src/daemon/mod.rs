@@ -46,11 +46,14 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let own_token = access.own_token().map_err(Error::of("cannot make a token"))?;
     let server = Server::bind(&config.listen, config.limits.clone(), access)?;
 
+    let root = Root::new("/");
+    if let Err(error) = privileges::stay_when_memory_runs_out(&root) {
+        info!("when memory runs out, the kernel may end this daemon as any other program: {error}");
+    }
     // The ports are open, and no other thread runs yet.
     privileges::restrict().map_err(Error::of("cannot drop privileges"))?;
     logger.start().map_err(Error::of("cannot start the log's thread"))?;
 
-    let root = Root::new("/");
     // Released where this function ends. The process may live on much longer, when a device holds
     // one of its threads in the kernel.
     let lock = recovery::take_lock(&root);

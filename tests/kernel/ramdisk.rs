@@ -238,13 +238,13 @@ fn the_sizes_of_all_disks_stay_below_the_limit() {
 }
 
 #[test]
-fn without_an_option_the_limit_is_the_memory_of_the_machine() {
+fn without_an_option_the_limit_is_four_fifths_of_the_memory() {
     let guest = guest();
     let total =
         guest.read("listAllResources")["resources"][0]["memory"][0]["mem_total"].as_u64().expect("a number");
-    let all = total / MIB;
-    guest.refuses(&format!("createRapidDisk/{}", all + 1), 507, &["--memory-limit"]);
-    guest.disk(all);
+    let most = total * 80 / 100 / MIB;
+    guest.refuses(&format!("createRapidDisk/{}", most + 1), 507, &["--memory-limit"]);
+    guest.disk(most);
     guest.refuses("createRapidDisk/1", 507, &[]);
     guest.change("removeRapidDisk/rd0");
     let absurd = [
