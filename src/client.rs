@@ -1,8 +1,10 @@
 //! A small HTTP client: one call over TCP or a Unix socket. The watchdog asks the daemon itself
 //! with it, and the tests ask with it too.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -63,18 +65,19 @@ impl Client {
                 let stream = TcpStream::connect_timeout(address, self.patience)?;
                 stream.set_read_timeout(Some(self.patience))?;
                 stream.set_write_timeout(Some(self.patience))?;
-                self.talk(stream, method, target)
+                self.talk(stream.into(), method, target)
             }
             Listen::Unix(path) => {
                 let stream = UnixStream::connect(path)?;
                 stream.set_read_timeout(Some(self.patience))?;
                 stream.set_write_timeout(Some(self.patience))?;
-                self.talk(stream, method, target)
+                self.talk(stream.into(), method, target)
             }
         }
     }
 
-    fn talk(&self, mut stream: impl Read + Write, method: &str, target: &str) -> io::Result<Reply> {
+    fn talk(&self, connection: OwnedFd, method: &str, target: &str) -> io::Result<Reply> {
+        let mut stream = File::from(connection);
         let mut request = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
         if let Some(token) = &self.token {
             request += &format!("Authorization: Bearer {token}\r\n");

@@ -122,6 +122,34 @@ fn a_port_takes_the_first_address_of_an_interface() {
 }
 
 #[test]
+fn a_port_in_the_place_of_another_is_refused_when_it_is_made() {
+    let guest = guest_with_port();
+    let taken = ["127.0.0.1/tcp", "127.0.0.1/tcp/4420", "0.0.0.0/tcp", "%3A%3A/tcp"];
+    let requests = taken.map(|place| format!("createNVMePort/2/{place}"));
+    guest.refuses_each(&requests, 409, &["port 1 listens at 127.0.0.1 service 4420"]);
+    guest.change("createNVMePort/2/127.0.0.1/tcp/4421");
+    guest.change("createNVMePort/3/127.0.0.2/tcp");
+    guest.change("createNVMePort/4/%3A%3A1/tcp");
+}
+
+#[test]
+fn a_port_0_that_others_made_is_a_port_like_any_other() {
+    let guest = guest_with_nvmet();
+    guest.refuses("createNVMePort/0/127.0.0.1/tcp", 400, &["not 0"]);
+    sh(&format!(
+        "mkdir {TREE}/ports/0; cd {TREE}/ports/0; echo tcp >addr_trtype; echo ipv4 >addr_adrfam; \
+                 echo 127.0.0.1 >addr_traddr; echo 4420 >addr_trsvcid"
+    ));
+    guest.disk(8);
+    let nqn = export(&guest, "rd0/0");
+    assert_eq!(names(&format!("{TREE}/ports/0/subsystems")), [&*nqn]);
+    guest.refuses("removeNVMePort/0", 409, &["port 0", &nqn]);
+    guest.change("removeNVMeTarget/rd0/0");
+    guest.change("removeNVMePort/0");
+    assert_eq!(tree(), [""; 0]);
+}
+
+#[test]
 fn a_port_that_cannot_be_is_refused() {
     let guest = guest_with_nvmet();
     guest.refuses_each(

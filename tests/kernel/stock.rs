@@ -143,19 +143,63 @@ fn what_others_did_to_a_disk_is_put_right_at_the_next_start() {
     assert_eq!(sh(&format!("df -m {POOL} | awk 'END {{ print $2 }}'")), "64");
 }
 
-/// Kills the daemon right before the `nth` system call of this kind that `change` makes. Returns
-/// whether `change` was answered, because it makes fewer such calls.
-fn killed_before(guest: &mut Guest, call: &str, nth: u32, change: &str) -> bool {
+#[test]
+fn a_removal_that_leaves_its_link_says_so_and_the_next_start_removes_it() {
+    let mut guest = loop_guest(&[]);
+    guest.disk(8);
+    guest.disk(8);
+    let device = device("rd0");
+    sh("mount --bind /dev /dev && mount -o remount,ro,bind /dev");
+    let removal = guest.post("removeRapidDisk/rd0");
+    sh("umount /dev");
+    let message = removal.success()["message"].to_string();
+    assert!(message.contains("rd0 is removed, but") && message.contains("/dev/rd0"), "{message}");
+    assert_eq!((guest.disks().len(), used("rd0")), (1, None));
+    assert_eq!(fs::read_link("/dev/rd0").expect("the link is left").to_str(), Some(&*device));
+    // Its loop device is somebody else's now.
+    sh(&format!("truncate -s 8M /tmp/test/file && /usr/sbin/losetup /dev/{device} /tmp/test/file"));
+    guest.kill_and_restart();
+    assert!(fs::symlink_metadata("/dev/rd0").is_err(), "the link is still there");
+    assert_eq!(guest.disks().len(), 1);
+    sh(&format!("/usr/sbin/losetup -d /dev/{device}"));
+    assert_whole();
+}
+
+#[test]
+fn a_tmpfs_that_cannot_be_looked_at_is_not_taken_as_missing() {
+    let mut guest = loop_guest(&["--workers", "2"]);
+    guest.disk(8);
+    write("/dev/rd0", 0, &noise(1, MIB as usize));
+    let failing = injected(&mut guest, "statfs", "error=EIO");
+    for change in ["createRapidDisk/8", "removeRapidDisk/rd0", "flushRapidDisk/rd0"] {
+        guest.post(change).failure(500, &["Input/output error"]);
+    }
+    drop(failing);
+    assert_whole();
+    assert_eq!(used("rd0"), Some(MIB));
+    assert_eq!(sh(&format!("grep -c {POOL} /proc/mounts")), "1");
+    guest.change("removeRapidDisk/rd0");
+}
+
+/// Has something happen to the daemon's system calls of this kind (strace's `inject`), until dropped.
+fn injected(guest: &mut Guest, call: &str, what: &str) -> Process {
     let pid = guest.daemon().pid();
-    let inject = format!("inject={call}:signal=KILL:when={nth}");
-    let _tracer =
-        Process::start(&format!("exec strace -f -q -o /dev/null -p {pid} -e trace={call} -e {inject}"));
+    let tracer = Process::start(&format!(
+        "exec strace -f -q -o /dev/null -p {pid} -e trace={call} -e inject={call}:{what}"
+    ));
     eventually("each thread is traced", || {
         names(&format!("/proc/{pid}/task")).iter().all(|task| {
             let status = sys(&format!("/proc/{pid}/task/{task}/status")).unwrap_or_default();
             status.lines().any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
         })
     });
+    tracer
+}
+
+/// Kills the daemon right before the `nth` system call of this kind that `change` makes. Returns
+/// whether `change` was answered, because it makes fewer such calls.
+fn killed_before(guest: &mut Guest, call: &str, nth: u32, change: &str) -> bool {
+    let _tracer = injected(guest, call, &format!("signal=KILL:when={nth}"));
     let answered = guest.try_request("POST", &format!("/v1/{change}")).is_ok();
     guest.kill_and_restart();
     answered

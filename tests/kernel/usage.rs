@@ -63,6 +63,30 @@ const IDLE_NAMESPACE: Use = Use {
     end: "cd /sys/kernel/config/nvmet/subsystems; rmdir */namespaces/7; rmdir *",
 };
 
+// The paths of the next three do not lead to the device any more, or never did in the daemon's mount
+// namespace.
+const LOST_LOOP: Use = Use {
+    start: "modprobe loop; mknod /tmp/test/node b $(echo $N | tr : ' ')
+        /usr/sbin/losetup /dev/loop5 /tmp/test/node; rm /tmp/test/node",
+    words: &["backs loop5"],
+    end: "/usr/sbin/losetup -d /dev/loop5",
+};
+const LOOP_ELSEWHERE: Use = Use {
+    start: "modprobe loop; unshare -m sh -ec 'mount -t tmpfs tmpfs /mnt; mknod /mnt/node b $0 $1
+        /usr/sbin/losetup /dev/loop5 /mnt/node' $(echo $N | tr : ' ')",
+    words: &["backs loop5"],
+    end: "/usr/sbin/losetup -d /dev/loop5",
+};
+const LOST_NAMESPACE: Use = Use {
+    start: "modprobe -a configfs nvmet; mountpoint -q /sys/kernel/config || mount -t configfs none /sys/kernel/config
+        mknod /tmp/test/node b $(echo $N | tr : ' '); cd /sys/kernel/config/nvmet/subsystems
+        mkdir nqn.2024-01.org.example:a nqn.2024-01.org.example:a/namespaces/7
+        cd nqn.2024-01.org.example:a/namespaces/7; echo -n /tmp/test/node >device_path; echo 1 >enable
+        rm /tmp/test/node",
+    words: &["may be exported", "namespace 7 of nqn.2024-01.org.example:a"],
+    end: NAMESPACE.end,
+};
+
 impl Use {
     fn start(&self, device: &str) {
         let number = sh(&format!("cat /sys/class/block/$(basename $(readlink -f /dev/{device}))/dev"));
@@ -165,6 +189,31 @@ fn a_member_of_an_array_is_left_alone() {
 #[test]
 fn what_backs_a_loop_device_is_left_alone() {
     assert_protected(&LOOP);
+}
+
+#[test]
+fn what_backs_a_loop_device_by_a_node_that_is_gone_is_left_alone() {
+    assert_protected(&LOST_LOOP);
+}
+
+#[test]
+fn what_backs_a_loop_device_of_another_mount_namespace_is_left_alone() {
+    assert_protected(&LOOP_ELSEWHERE);
+}
+
+#[test]
+fn a_namespace_whose_node_is_gone_may_export_any_disk() {
+    let guest = guest();
+    guest.disk(16);
+    guest.disk(16);
+    LOST_NAMESPACE.start("rd0");
+    // Which disk it is cannot be found out.
+    for disk in ["rd0", "rd1"] {
+        assert_disk_is_kept(&guest, disk, LOST_NAMESPACE.words);
+        guest.refuses(&format!("lockRapidDisk/{disk}"), 409, &[&[disk], LOST_NAMESPACE.words].concat());
+    }
+    LOST_NAMESPACE.end("rd0");
+    guest.change("flushRapidDisk/rd0");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use rapiddiskd::kernel::dm::Report;
 use super::{ALL, CACHE, CREATE, REMOVE, assert_there, forced};
 use crate::support::data::{assert_zero, read};
 use crate::support::kernel::{holders, settle, target};
-use crate::support::{PAGE, sh};
+use crate::support::{PAGE, meanwhile, sh};
 
 #[test]
 fn a_cache_is_three_mappings_of_which_one_is_seen_and_none_is_left() {
@@ -30,6 +30,29 @@ fn a_cache_is_three_mappings_of_which_one_is_seen_and_none_is_left() {
         guest.post(REMOVE).failure(404, &[CACHE]);
     }
     guest.change("removeRapidDisk/rd0");
+}
+
+#[test]
+fn the_name_of_another_policy_does_not_lead_to_the_parts() {
+    let guest = forced();
+    guest.disk(8);
+    let others = ["removeRapidDiskCache/rc-wb_sda", "removeRapidDiskCache/rc-wa_sda"];
+    guest.change(CREATE);
+    guest.refuses_each(&others, 404, &["there is no cache"]);
+    guest.change(REMOVE);
+    // Nor while the cache is being made or removed.
+    let client = *guest;
+    meanwhile(
+        2,
+        || others.iter().for_each(|other| client.post(other).failure(404, &["there is no cache"])),
+        || {
+            for _ in 0..15 {
+                client.change(CREATE);
+                client.change(REMOVE);
+            }
+        },
+    );
+    assert_there(&guest, &[]);
 }
 
 #[test]
