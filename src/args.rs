@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lexopt::prelude::*;
 
-use crate::http::{Limits, Listen, Policy};
+use crate::http::{AccessRules, Limits, Listen};
 use crate::storage::{CacheDriver, MemoryLimit, RamDriver, Size};
 
 /// The text of `--help`.
@@ -84,7 +84,7 @@ pub struct Config {
     /// Where to listen.
     pub listen: Vec<Listen>,
     /// Who may do what.
-    pub policy: Policy,
+    pub policy: AccessRules,
     /// The bounds for clients.
     pub limits: Limits,
     /// What the RAM disks may take.
@@ -125,7 +125,7 @@ enum Place {
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, Error> {
     let mut places = Vec::new();
     let mut default_port = DEFAULT_PORT;
-    let mut policy = Policy::default();
+    let mut policy = AccessRules::default();
     let mut limits = Limits::default();
     let mut memory_limit = MemoryLimit::Percent(100);
     let mut ram_driver = None;

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use serde_json::{Map, Value, json};
 
 use super::NoAction;
-use crate::http::{Answer, Header};
+use crate::http::Response;
 use crate::storage::{CacheStats, Error, Health, Policy, Port, Resources, Target, Volumes};
 
 /// The HTTP status of an error.
@@ -21,31 +21,27 @@ pub fn status(error: &Error) -> u16 {
 }
 
 /// An answer with a JSON body.
-pub fn json(status: u16, body: &Value) -> Answer {
+pub fn json(status: u16, body: &Value) -> Response {
     let mut text = body.to_string();
     // For the terminal of whoever uses curl.
     text.push('\n');
-    Answer::from_data(text).with_status_code(status).with_header(header("Content-Type", "application/json"))
+    Response::new(status, "application/json", text)
 }
 
 /// The answer to a request that failed.
-pub fn failed(status: u16, message: &str) -> Answer {
+pub fn failed(status: u16, message: &str) -> Response {
     json(status, &json!({"status": "Failed", "message": message}))
 }
 
 /// The answer to a request that is no action.
-pub fn no_action(why: &NoAction) -> Answer {
+pub fn no_action(why: &NoAction) -> Response {
     match why {
         NoAction::Invalid(message) => failed(400, message),
         NoAction::NoPath(message) => failed(404, message),
         NoAction::NoMethod(allowed) => {
-            failed(405, &format!("this path takes {allowed}")).with_header(header("Allow", allowed))
+            failed(405, &format!("this path takes {allowed}")).with_field("Allow", *allowed)
         }
     }
-}
-
-fn header(field: &str, value: &str) -> Header {
-    Header::from_bytes(field, value).expect("both are literals in this file")
 }
 
 /// The body for a change that was made.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::http::{Answer, Method, Request, Service};
+use crate::http::{Call, Class, Method, Response, Service};
 use crate::storage::{Result, Storage};
 
 /// The API over the storage of this machine.
@@ -105,26 +105,30 @@ impl Api {
 }
 
 impl Service for Api {
-    fn is_change(&self, method: &Method, target: &str) -> bool {
-        Action::parse(method, target).is_ok_and(|action| action.is_change())
+    type Action = std::result::Result<Action, NoAction>;
+
+    fn route(&self, method: &Method, target: &str) -> Call<Self::Action> {
+        let action = Action::parse(method, target);
+        let class = match &action {
+            // Neither calls into the kernel.
+            Ok(Action::Status) | Err(_) => Class::Instant,
+            Ok(action) if action.is_change() => Class::Change,
+            Ok(_) => Class::Read,
+        };
+        Call { action, class, body: 0 }
     }
 
-    fn is_instant(&self, method: &Method, target: &str) -> bool {
-        // Neither calls into the kernel.
-        matches!(Action::parse(method, target), Ok(Action::Status) | Err(_))
-    }
-
-    fn answer(&self, request: &Request) -> Answer {
-        match Action::parse(&request.method, &request.target) {
-            Ok(action) => match self.execute(&action) {
+    fn answer(&self, action: &Self::Action, _body: &[u8]) -> Response {
+        match action {
+            Ok(action) => match self.execute(action) {
                 Ok(body) => answer::json(200, &body),
                 Err(error) => answer::failed(status(&error), &error.to_string()),
             },
-            Err(no_action) => answer::no_action(&no_action),
+            Err(no_action) => answer::no_action(no_action),
         }
     }
 
-    fn refusal(&self, status: u16, message: &str) -> Answer {
+    fn refusal(&self, status: u16, message: &str) -> Response {
         answer::failed(status, message)
     }
 }

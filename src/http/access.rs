@@ -1,16 +1,18 @@
 //! Who may do what: tokens, addresses, and what browsers are kept from.
 
-use super::parse::{Fields, Refusal};
+use super::message::{Method, Refusal, Response};
+use super::parse::Fields;
+use super::peer::Peer;
+use super::service::Class;
 use super::tokens::{Own, Role, Tokens};
-use super::{Answer, Header, Method, Peer};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// What an administrator lays down about access.
+/// The administrator's rules about access.
 #[derive(Debug, Clone, Default)]
-pub struct Policy {
+pub struct AccessRules {
     /// Only holders of the tokens in this file come in. Without it, everybody may read, and
     /// changes are allowed from this machine only.
     pub token_file: Option<PathBuf>,
@@ -22,10 +24,10 @@ pub struct Policy {
     pub allow_origins: Vec<String>,
 }
 
-/// The policy, with the tokens read.
+/// The rules, with the tokens read.
 #[derive(Debug, Default)]
 pub struct Access {
-    policy: Policy,
+    rules: AccessRules,
     tokens: Option<Tokens>,
     own: Own,
     origins: Vec<Arc<str>>,
@@ -69,21 +71,21 @@ const STRANGE_HOST: Refusal = Refusal {
 };
 
 impl Access {
-    /// Reads what the policy names.
+    /// Checks the rules and reads the token file, if they name one.
     ///
     /// # Errors
-    /// A bad token file, a malformed origin or name, or parts of the policy that exclude each other.
-    pub fn new(mut policy: Policy) -> io::Result<Access> {
+    /// A bad token file, a malformed origin or name, or rules that exclude each other.
+    pub fn new(mut rules: AccessRules) -> io::Result<Access> {
         let invalid = |message: String| io::Error::new(io::ErrorKind::InvalidInput, message);
-        if policy.open && policy.token_file.is_some() {
+        if rules.open && rules.token_file.is_some() {
             return Err(invalid("a token file and --open exclude each other".to_owned()));
         }
-        for origin in &policy.allow_origins {
+        for origin in &rules.allow_origins {
             if !is_origin(origin) {
                 return Err(invalid(format!("{origin:?} is no origin such as https://console.example")));
             }
         }
-        for host in &mut policy.allow_hosts {
+        for host in &mut rules.allow_hosts {
             if host.ends_with('.') {
                 host.pop();
             }
@@ -93,12 +95,12 @@ impl Access {
                 )));
             }
         }
-        if policy.open {
+        if rules.open {
             log::warn!("--open: everybody who reaches this daemon may change and destroy everything");
         }
-        let tokens = policy.token_file.as_deref().map(Tokens::read).transpose()?;
-        let origins = policy.allow_origins.iter().map(|origin| origin.as_str().into()).collect();
-        Ok(Access { policy, tokens, own: Own::default(), origins })
+        let tokens = rules.token_file.as_deref().map(Tokens::read).transpose()?;
+        let origins = rules.allow_origins.iter().map(|origin| origin.as_str().into()).collect();
+        Ok(Access { rules, tokens, own: Own::default(), origins })
     }
 
     /// A token with which the daemon may ask itself, and change nothing.
@@ -111,7 +113,7 @@ impl Access {
 
     /// Reads the token file again. A bad one is reported, and the tokens stay as they are.
     pub(super) fn reload(&mut self) {
-        let Some(path) = &self.policy.token_file else { return };
+        let Some(path) = &self.rules.token_file else { return };
         match Tokens::read(path) {
             Ok(tokens) => {
                 log::info!("{tokens:?} read from {}", path.display());
@@ -122,13 +124,8 @@ impl Access {
     }
 
     /// Decides on a request.
-    pub(super) fn judge(
-        &self,
-        peer: &Peer,
-        method: &Method,
-        fields: &Fields<'_>,
-        is_change: bool,
-    ) -> Verdict {
+    pub(super) fn judge(&self, peer: &Peer, method: &Method, fields: &Fields<'_>, class: Class) -> Verdict {
+        let is_change = class == Class::Change;
         let allowed = |name: &[u8]| self.origins.iter().find(|origin| origin.as_bytes() == name);
         let origin = fields.origin.and_then(allowed).cloned();
         let preflight = *method == Method::Options && fields.origin.is_some() && fields.preflight;
@@ -136,7 +133,7 @@ impl Access {
             (None, Some(STRANGE_HOST))
         } else if (is_change || preflight) && origin.is_none() && !is_own_origin(fields) {
             (None, Some(STRANGE_ORIGIN))
-        } else if preflight {
+        } else if preflight || class == Class::Public {
             (None, None)
         } else {
             self.rights(peer, fields, is_change)
@@ -164,7 +161,7 @@ impl Access {
         v6.is_some_and(|name| name.parse::<Ipv6Addr>().is_ok())
             || name.parse::<Ipv4Addr>().is_ok()
             || is("localhost")
-            || self.policy.allow_hosts.iter().any(|host| is(host))
+            || self.rules.allow_hosts.iter().any(|host| is(host))
             || rustix::system::uname()
                 .nodename()
                 .to_str()
@@ -179,7 +176,7 @@ impl Access {
         is_change: bool,
     ) -> (Option<Arc<str>>, Option<Refusal>) {
         let Some(tokens) = &self.tokens else {
-            let may = !is_change || self.policy.open || is_local(peer);
+            let may = !is_change || self.rules.open || peer.is_local();
             return (None, (!may).then_some(NOT_LOCAL));
         };
         let token = fields.authorization.and_then(bearer);
@@ -197,22 +194,11 @@ impl Access {
 }
 
 /// The answer to a preflight that is allowed; its origin is added as to every answer.
-pub(super) fn preflight_answer() -> Answer {
-    let fields = [
-        ("Access-Control-Allow-Methods", "GET, HEAD, POST"),
-        ("Access-Control-Allow-Headers", "Authorization, Content-Type"),
-        ("Access-Control-Max-Age", "600"),
-    ];
-    let fields = fields.into_iter().filter_map(|(name, value)| Header::from_bytes(name, value).ok());
-    fields.fold(Answer::from_data([]).with_status_code(204), Answer::with_header)
-}
-
-/// On this machine, over IPv4, IPv6, or IPv4 in IPv6's clothes.
-fn is_local(peer: &Peer) -> bool {
-    match peer {
-        Peer::Unix => true,
-        Peer::Ip(address) => address.ip().to_canonical().is_loopback(),
-    }
+pub(super) fn preflight_answer() -> Response {
+    Response::empty(204)
+        .with_field("Access-Control-Allow-Methods", "GET, HEAD, POST")
+        .with_field("Access-Control-Allow-Headers", "Authorization, Content-Type")
+        .with_field("Access-Control-Max-Age", "600")
 }
 
 /// The token of `Bearer TOKEN`.

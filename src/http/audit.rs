@@ -4,7 +4,7 @@
 //! The target is printable ASCII when it gets here and is escaped as well, so that no client can
 //! make a line say what is not so.
 
-use super::Request;
+use super::message::Request;
 use std::time::{Duration, Instant};
 
 /// Refused requests that are logged in a second: anybody can send any number of them.
@@ -64,17 +64,13 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::{Method, Peer};
+    use crate::http::message::Method;
+    use crate::http::peer::Peer;
 
     #[test]
     fn a_line_says_who_did_what_and_cannot_be_forged() {
-        let mut request = Request {
-            method: Method::Post,
-            target: r#"/v1/a"\"#.to_owned(),
-            peer: Peer::Unix,
-            body: Vec::new(),
-            caller: None,
-        };
+        let mut request =
+            Request { method: Method::Post, target: r#"/v1/a"\"#.to_owned(), peer: Peer::Unix, caller: None };
         assert_eq!(line(&request, 404), r#"peer=unix caller=- action="POST /v1/a\"\\" status=404"#);
         request.peer = Peer::Ip("[::ffff:192.0.2.7]:80".parse().unwrap());
         request.caller = Some("ops".into());
@@ -83,13 +79,8 @@ mod tests {
 
     #[test]
     fn a_flood_of_refusals_is_counted_and_not_logged() {
-        let request = Request {
-            method: Method::Post,
-            target: "/".to_owned(),
-            peer: Peer::Unix,
-            body: Vec::new(),
-            caller: None,
-        };
+        let request =
+            Request { method: Method::Post, target: "/".to_owned(), peer: Peer::Unix, caller: None };
         let mut refusals = Refusals::default();
         let now = Instant::now();
         for _ in 0..100 {

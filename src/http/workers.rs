@@ -8,8 +8,9 @@
 //! complete is as true for each as if it had been looked up for it alone.
 
 use super::audit;
-use super::render::{Rendered, Shape, render};
-use super::{Answer, Request, Service};
+use super::message::{Request, Response};
+use super::render::{Rendered, Rest, Shape, render};
+use super::service::{Class, Service};
 use rustix::fd::OwnedFd;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{SendFlags, send};
@@ -81,65 +82,97 @@ impl Line {
     }
 }
 
-/// A request on its way to a worker.
-pub(super) struct Job {
-    pub token: u64,
-    pub line: Arc<Line>,
+/// What a worker has to do: a complete request that may go on.
+pub(super) struct Work<A> {
     pub request: Request,
-    pub is_change: bool,
-    /// No other that waits has the same answer, or this one is the first of those.
-    pub leads: bool,
+    pub action: A,
+    pub class: Class,
+    pub body: Vec<u8>,
     pub shape: Shape,
-    /// When it was complete.
+    /// When the request was complete.
     pub since: Instant,
 }
 
-impl Job {
-    /// Whether the two can have one answer, the same to the byte.
-    fn is_like(&self, other: &Job) -> bool {
-        let asks = |job: &Job| !job.is_change && job.request.body.is_empty();
-        asks(self)
-            && asks(other)
-            && self.request.target == other.request.target
-            && self.request.method == other.request.method
-            && self.shape == other.shape
+impl<A: PartialEq> Work<A> {
+    pub fn is_change(&self) -> bool {
+        self.class == Class::Change
     }
+
+    /// Whether the two can have one answer, the same to the byte.
+    fn is_like(&self, other: &Work<A>) -> bool {
+        let is_plain = |work: &Work<A>| !work.is_change() && work.body.is_empty();
+        is_plain(self) && is_plain(other) && self.action == other.action && self.shape == other.shape
+    }
+}
+
+/// Work for the request of one connection.
+pub(super) struct Job<A> {
+    pub token: u64,
+    pub line: Arc<Line>,
+    pub work: Work<A>,
+}
+
+/// A job in the queue.
+struct Queued<A> {
+    job: Job<A>,
+    /// None of those before it has the same answer.
+    leads: bool,
 }
 
 /// What became of a job.
 pub(super) struct Done {
     pub token: u64,
     pub at: Instant,
-    /// The answer and how much of it is written; `None` if the connection broke, or no answer
-    /// could be made.
-    pub answer: Option<(Vec<u8>, usize)>,
+    /// `None` if the connection broke, or no answer could be made.
+    pub answer: Option<Unsent>,
+}
+
+/// What is still to be sent of an answer.
+#[derive(Debug)]
+pub(super) struct Unsent {
+    pub bytes: Vec<u8>,
+    /// How many of these bytes are sent.
+    pub written: usize,
+    pub rest: Option<Rest>,
+}
+
+impl Unsent {
+    fn is_nothing(&self) -> bool {
+        self.written == self.bytes.len() && self.rest.is_none()
+    }
+}
+
+impl From<Rendered> for Unsent {
+    fn from(Rendered { bytes, rest, .. }: Rendered) -> Unsent {
+        Unsent { bytes, written: 0, rest }
+    }
 }
 
 /// The answer's bytes, whatever the handler does. A handler that panics is answered for with 500;
 /// `None` only if that fails as well.
-pub(super) fn respond(
-    service: &dyn Service,
+pub(super) fn respond<S: Service>(
+    service: &S,
     shape: &Shape,
-    answer: impl FnOnce() -> Answer,
+    answer: impl FnOnce() -> Response,
 ) -> Option<Rendered> {
     guard(|| render(answer(), shape)).or_else(|| guard(|| render(service.refusal(500, PANICKED), shape)))
 }
 
-fn guard(make: impl FnOnce() -> io::Result<Rendered>) -> Option<Rendered> {
-    catch_unwind(AssertUnwindSafe(make)).ok()?.ok()
+fn guard<T>(make: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(make)).ok()
 }
 
 pub(super) const PANICKED: &str = "The daemon failed while it answered this request; its log says more.";
 
-struct Queue {
-    jobs: VecDeque<Job>,
+struct Queue<A> {
+    jobs: VecDeque<Queued<A>>,
     idle: usize,
     closed: bool,
 }
 
-struct Shared {
-    service: Arc<dyn Service>,
-    queue: Mutex<Queue>,
+struct Shared<S: Service> {
+    service: Arc<S>,
+    queue: Mutex<Queue<S::Action>>,
     work: Condvar,
     done: Mutex<Vec<Done>>,
     bell: OwnedFd,
@@ -152,27 +185,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// The pool, as the I/O thread sees it.
-pub(super) struct Pool {
-    shared: Arc<Shared>,
+pub(super) struct Pool<S: Service> {
+    shared: Arc<Shared<S>>,
     most_changes: usize,
     most_queued: usize,
     /// Workers to wake.
     wakes: usize,
 }
 
-impl Pool {
+impl<S: Service> Pool<S> {
     /// Starts the workers, or as many of them as the system allows. `bell` is an eventfd that is
     /// written when the I/O thread must look at [`Pool::take_done`].
     ///
     /// # Errors
     /// Fewer than two threads could be started: one for reads and one for changes.
     pub fn start(
-        service: Arc<dyn Service>,
+        service: Arc<S>,
         bell: OwnedFd,
         workers: usize,
         changes: usize,
         queue: usize,
-    ) -> io::Result<Pool> {
+    ) -> io::Result<Pool<S>> {
         let shared = Arc::new(Shared {
             service,
             queue: Mutex::new(Queue { jobs: VecDeque::new(), idle: 0, closed: false }),
@@ -212,7 +245,7 @@ impl Pool {
             return Err("As many changes as the daemon allows are under way; try again.");
         }
         // Those that get the answer of another cost nothing to answer.
-        if lock(&self.shared.queue).jobs.iter().filter(|job| job.leads).count() >= self.most_queued {
+        if lock(&self.shared.queue).jobs.iter().filter(|queued| queued.leads).count() >= self.most_queued {
             return Err("Too many requests are waiting; try again.");
         }
         Ok(())
@@ -221,16 +254,16 @@ impl Pool {
     /// Hands a request to a worker, after `room` found that there is room: only one thread does
     /// both, so there still is. `awaited`: the bell is rung at its end in any case. An idle worker
     /// sees it after [`Pool::wake`].
-    pub fn submit(&mut self, mut job: Job, awaited: bool) {
-        if job.is_change {
+    pub fn submit(&mut self, job: Job<S::Action>, awaited: bool) {
+        if job.work.is_change() {
             self.shared.changes.fetch_add(1, Ordering::AcqRel);
         }
         job.line.start(awaited);
         let mut queue = lock(&self.shared.queue);
         // Who comes for the one takes the other along.
-        job.leads = !queue.jobs.iter().any(|other| other.is_like(&job));
-        self.wakes += usize::from(job.leads && queue.idle > 0);
-        queue.jobs.push_back(job);
+        let leads = !queue.jobs.iter().any(|other| other.job.work.is_like(&job.work));
+        self.wakes += usize::from(leads && queue.idle > 0);
+        queue.jobs.push_back(Queued { job, leads });
         drop(queue);
         if self.wakes >= FEW {
             self.wake();
@@ -245,15 +278,15 @@ impl Pool {
     }
 
     /// Takes a request back that no worker has begun with.
-    pub fn cancel(&self, token: u64) -> Option<Job> {
+    pub fn cancel(&self, token: u64) -> Option<Work<S::Action>> {
         let mut queue = lock(&self.shared.queue);
-        let at = queue.jobs.iter().position(|job| job.token == token)?;
-        let job = queue.jobs.remove(at)?;
-        job.line.end();
-        if job.is_change {
+        let at = queue.jobs.iter().position(|queued| queued.job.token == token)?;
+        let Job { line, work, .. } = queue.jobs.remove(at)?.job;
+        line.end();
+        if work.is_change() {
             self.shared.changes.fetch_sub(1, Ordering::AcqRel);
         }
-        Some(job)
+        Some(work)
     }
 
     /// Moves what the workers finished since the last call into `list`, which is empty.
@@ -263,31 +296,27 @@ impl Pool {
 }
 
 /// The workers end once the queue is empty; one that is held by a handler ends after that.
-impl Drop for Pool {
+impl<S: Service> Drop for Pool<S> {
     fn drop(&mut self) {
         lock(&self.shared.queue).closed = true;
         self.shared.work.notify_all();
     }
 }
 
-fn work(shared: &Shared) {
+fn work<S: Service>(shared: &Shared<S>) {
     while let Some(jobs) = next_jobs(shared) {
         let service = &*shared.service;
-        let job = &jobs[0];
-        let rendered = respond(service, &job.shape, || service.answer(&job.request));
-        if job.is_change {
+        let work = &jobs[0].work;
+        let rendered = respond(service, &work.shape, || service.answer(&work.action, &work.body));
+        if work.is_change() {
             shared.changes.fetch_sub(1, Ordering::AcqRel);
             let status = rendered.as_ref().map_or(500, |rendered| rendered.status);
-            audit::done(&job.request, status, job.since.elapsed());
+            audit::done(&work.request, status, work.since.elapsed());
         }
         let mut awaited = false;
         for job in &jobs {
-            let answer = rendered.as_ref().and_then(|Rendered { bytes, .. }| {
-                let written = job.line.write(bytes).ok()?;
-                // What is written need not be kept.
-                Some(if written < bytes.len() { (bytes.clone(), written) } else { (Vec::new(), 0) })
-            });
-            let is_unsent = answer.as_ref().is_none_or(|(bytes, _)| !bytes.is_empty());
+            let answer = rendered.as_ref().and_then(|rendered| send_now(&job.line, rendered));
+            let is_unsent = answer.as_ref().is_none_or(|answer| !answer.is_nothing());
             // At once: its client may be back already, and counts twice until this is taken.
             // Under the lock: once that is taken, the line may be the next request's.
             let mut done = lock(&shared.done);
@@ -300,15 +329,27 @@ fn work(shared: &Shared) {
     }
 }
 
+/// Sends what the socket takes at once. `None` if the connection is broken.
+fn send_now(line: &Line, Rendered { bytes, rest, .. }: &Rendered) -> Option<Unsent> {
+    let written = line.write(bytes).ok()?;
+    // What is written need not be kept.
+    let (bytes, written) = if written < bytes.len() { (bytes.clone(), written) } else { (Vec::new(), 0) };
+    Some(Unsent { bytes, written, rest: rest.clone() })
+}
+
 /// The oldest job, and all that can have its answer.
-fn next_jobs(shared: &Shared) -> Option<Vec<Job>> {
+fn next_jobs<S: Service>(shared: &Shared<S>) -> Option<Vec<Job<S::Action>>> {
     let mut queue = lock(&shared.queue);
     loop {
-        if let Some(job) = queue.jobs.pop_front() {
+        if let Some(Queued { job, .. }) = queue.jobs.pop_front() {
             let mut jobs = vec![job];
             let mut at = 0;
             while at < queue.jobs.len() {
-                if queue.jobs[at].is_like(&jobs[0]) { jobs.extend(queue.jobs.remove(at)) } else { at += 1 }
+                if queue.jobs[at].job.work.is_like(&jobs[0].work) {
+                    jobs.extend(queue.jobs.remove(at).map(|queued| queued.job));
+                } else {
+                    at += 1;
+                }
             }
             return Some(jobs);
         }
