@@ -1,4 +1,4 @@
-//! Who may do what: tokens, addresses, and what browsers are kept from.
+//! Who may do what: by token, by the client's address, and by the web page that a browser shows.
 
 use super::message::{Method, Refusal, Response};
 use super::parse::Fields;
@@ -13,12 +13,12 @@ use std::sync::Arc;
 /// The administrator's rules about access.
 #[derive(Debug, Clone, Default)]
 pub struct AccessRules {
-    /// Only holders of the tokens in this file come in. Without it, everybody may read, and
-    /// changes are allowed from this machine only.
+    /// Only who has a token of this file may do anything, but for reading public pages. Without a
+    /// file, everybody may read, and changes are allowed from this machine only.
     pub token_file: Option<PathBuf>,
-    /// Everybody may change everything.
+    /// Everybody may read and change everything.
     pub open: bool,
-    /// Names under which clients may reach the daemon, besides this machine's own.
+    /// Names that a request's Host may have, besides this machine's own.
     pub allow_hosts: Vec<String>,
     /// Origins, such as `https://console.example`, whose pages may use the daemon.
     pub allow_origins: Vec<String>,
@@ -33,24 +33,24 @@ pub struct Access {
     origins: Vec<Arc<str>>,
 }
 
-/// What becomes of a request.
+/// What was found out about a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
-    /// The name of the token it came with.
+    /// The name of the request's token.
     pub caller: Option<Arc<str>>,
-    /// The allowed origin it came from, for the answer.
+    /// The request's origin, if it is an allowed one: the answer names it.
     pub origin: Option<Arc<str>>,
     pub decision: Decision,
 }
 
-/// Whether the request goes on to a handler.
+/// What is to be done with a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// It does.
+    /// It is allowed.
     Pass,
-    /// It is a browser's question whether it may ask something, and it may.
+    /// A browser asks, before it sends a page's request, whether that is allowed. It is.
     Preflight,
-    /// It does not.
+    /// It is not allowed.
     Refuse(Refusal),
 }
 
@@ -103,7 +103,7 @@ impl Access {
         Ok(Access { rules, tokens, own: Own::default(), origins })
     }
 
-    /// A token with which the daemon may ask itself, and change nothing.
+    /// Makes a token with which the daemon itself may read, and change nothing.
     ///
     /// # Errors
     /// The kernel has no random numbers.
@@ -146,9 +146,10 @@ impl Access {
         Verdict { caller, origin, decision }
     }
 
-    /// Against DNS rebinding: a page of a name that its owner made resolve to this machine is of
-    /// the same origin in a browser's eyes, and only the Host gives it away. Tokens make it
-    /// unnecessary, since such a page has none; and no browser speaks to a Unix socket.
+    /// Protects against DNS rebinding: the owner of a foreign name lets it resolve to this machine.
+    /// For a browser, pages of that name and this server then have the same origin, and only the
+    /// Host shows the foreign name. Where there are tokens this is not needed, because such a page
+    /// has none, nor on a Unix socket, because no browser uses one.
     fn is_host_fine(&self, peer: &Peer, fields: &Fields<'_>) -> bool {
         let is_ours = |host| self.is_our_name(host_name(host));
         self.tokens.is_some() || *peer == Peer::Unix || fields.host.is_none_or(is_ours)
@@ -184,7 +185,7 @@ impl Access {
             return (None, None);
         }
         match token.and_then(|token| tokens.find(token)) {
-            // Only root can open the socket, whatever token it holds.
+            // Only root can open the socket, so no token is needed there.
             found if *peer == Peer::Unix => (found.map(|(_, name)| name), None),
             None => (None, Some(NOT_AUTHENTICATED)),
             Some((Role::Viewer, name)) if is_change => (Some(name), Some(VIEWER)),
@@ -193,7 +194,7 @@ impl Access {
     }
 }
 
-/// The answer to a preflight that is allowed; its origin is added as to every answer.
+/// The answer to a preflight that is allowed. Rendering adds the origin, as to every answer.
 pub(super) fn preflight_answer() -> Response {
     Response::empty(204)
         .with_field("Access-Control-Allow-Methods", "GET, HEAD, POST")
@@ -207,7 +208,7 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token.trim_ascii())
 }
 
-/// No page at all, or one that this daemon itself answered for.
+/// Whether the request comes from no web page, or from a page of this server.
 fn is_own_origin(fields: &Fields<'_>) -> bool {
     let Some(origin) = fields.origin else { return true };
     let host = [&b"http://"[..], b"https://"].iter().find_map(|scheme| origin.strip_prefix(*scheme));
@@ -226,7 +227,7 @@ fn is_name(host: &str) -> bool {
     !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
 }
 
-/// As browsers write it: lower case, no path.
+/// Whether it is an origin as browsers write it: lower case, no path.
 fn is_origin(origin: &str) -> bool {
     let host = origin.strip_prefix("https://").or(origin.strip_prefix("http://"));
     let is_host_byte =

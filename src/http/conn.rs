@@ -7,7 +7,7 @@
 //! by the I/O thread skips `Waiting`. Every state has an absolute deadline, but for that of a
 //! request that a worker has. Nothing here knows of epoll.
 
-use super::front::budget::Held;
+use super::count::Held;
 use super::limits::Limits;
 use super::message::{Refusal, Request};
 use super::peer::{Peer, Share};
@@ -192,8 +192,8 @@ impl<A> Conn<A> {
         matches!(self.state, State::Waiting { .. })
     }
 
-    /// Where its state is in the order in which connections give way to new ones.
-    pub fn worth(&self) -> u8 {
+    /// Its state's place in the order in which connections give way to new ones.
+    pub fn rank(&self) -> u8 {
         match self.state {
             State::Lingering { .. } => 0,
             State::Idle => 1,

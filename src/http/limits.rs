@@ -21,17 +21,18 @@ pub struct Limits {
     /// Bytes of a request's body, whatever it asks for; a route may allow more for itself. A body
     /// of up to 1 KiB is read and dropped even if this is 0.
     pub body_bytes: usize,
-    /// From a request's first byte to its last.
+    /// The longest time from a request's first byte to its last.
     pub head_time: Duration,
-    /// From a connection's start, or its last answer, to the next request's first byte.
+    /// The longest time from a connection's start, or its last answer, to the next request.
     pub idle_time: Duration,
-    /// From an answer's first byte to its last.
+    /// The longest time from an answer's first byte to its last.
     pub write_time: Duration,
-    /// From the last answer to the end of the connection, for a client that goes on sending.
+    /// The longest time from the last answer to the end of the connection, for a client that goes
+    /// on sending.
     pub linger_time: Duration,
-    /// How long a request waits for a worker before it is refused.
+    /// The longest time that a request waits for a worker before it is refused.
     pub queue_time: Duration,
-    /// Requests that wait for a worker.
+    /// Requests that wait for a worker at once.
     pub queue: usize,
     /// Threads that run handlers; at least two.
     pub workers: usize,
@@ -40,7 +41,7 @@ pub struct Limits {
     /// Bytes of answers that clients have not taken yet, all together; while there are more, new
     /// requests are refused.
     pub unsent_bytes: usize,
-    /// How long running requests may take to finish once the server is told to stop.
+    /// The longest time that running requests may take once the server is told to stop.
     pub grace: Duration,
 }
 

@@ -7,6 +7,7 @@
 mod access;
 mod audit;
 mod conn;
+mod count;
 mod date;
 mod front;
 mod limits;

@@ -1,11 +1,11 @@
 //! The fixed pool of threads that run the handlers.
 //!
-//! A worker writes its answer to the socket itself, since the socket takes it at once in nearly
-//! every case, and then says so in a list that the I/O thread reads. It rings the I/O thread's
-//! bell only where that thread must act: see [`Line`].
+//! A worker writes its answer to the socket itself, because the socket nearly always takes it at
+//! once. Then it adds the result to a list that the I/O thread reads. It rings the I/O thread's
+//! bell (an eventfd) only where that thread must act: see [`Line`].
 //!
-//! Equal reads that wait together get one answer: what is looked up after all of them were
-//! complete is as true for each as if it had been looked up for it alone.
+//! Equal reads that wait at the same time get one answer. It is made when all of these requests
+//! are complete, so it is as current for each of them as an answer of its own.
 
 use super::audit;
 use super::message::{Request, Response};
@@ -22,7 +22,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-/// Handlers do little on the stack; eight of these cost no memory until they are touched.
+/// The stack of a worker. Memory is taken only for the part that a handler uses.
 const STACK: usize = 512 << 10;
 
 /// A worker has the connection's request, and nobody waits for the end of it.
@@ -32,14 +32,15 @@ const AWAITED: u8 = 1;
 /// No worker has anything of this connection.
 const DONE: u8 = 2;
 
-/// Different requests for which workers are not woken yet; equal ones need but one.
+/// How many different requests wait until workers are woken for them, at the latest. Requests that
+/// come together are often equal, and then need one worker only.
 const FEW: usize = 4;
 
 /// A connection's socket, held by the I/O thread and, while a request of it is being answered, by
 /// one worker.
 ///
-/// The two agree through `state` on whether the bell must be rung. In the common case it need
-/// not: the client takes its answer and sends the next request, and that wakes the I/O thread.
+/// The two agree through `state` on whether the bell must be rung. Usually it need not: the client
+/// takes its answer and sends the next request, and that wakes the I/O thread.
 #[derive(Debug)]
 pub(super) struct Line {
     pub socket: OwnedFd,
@@ -51,19 +52,19 @@ impl Line {
         Line { socket, state: AtomicU8::new(DONE) }
     }
 
-    /// Before the hand-over to a worker: whether its end is awaited from the start.
+    /// Notes that a worker is about to get a request. `awaited`: the bell must be rung at its end.
     fn start(&self, awaited: bool) {
         self.state.store(if awaited { AWAITED } else { RUNNING }, Ordering::Release);
     }
 
-    /// Asks for the bell at the end. False if the worker is through already: its result is in the
-    /// list then, and no bell may come.
+    /// Asks the worker to ring the bell at the end. False if the worker has finished already: then
+    /// its result is in the list, and the bell may not ring.
     pub fn wait_for_end(&self) -> bool {
         let swap = self.state.compare_exchange(RUNNING, AWAITED, Ordering::AcqRel, Ordering::Acquire);
         swap != Err(DONE)
     }
 
-    /// After the result is in the list. True if the bell must be rung.
+    /// Notes that the result is in the list. True if the bell must be rung.
     fn end(&self) -> bool {
         self.state.swap(DONE, Ordering::AcqRel) == AWAITED
     }
@@ -148,8 +149,8 @@ impl From<Rendered> for Unsent {
     }
 }
 
-/// The answer's bytes, whatever the handler does. A handler that panics is answered for with 500;
-/// `None` only if that fails as well.
+/// Makes an answer, whatever the handler does. If the handler panics, the answer is a 500; `None`
+/// only if that fails as well.
 pub(super) fn respond<S: Service>(
     service: &S,
     shape: &Shape,
@@ -179,7 +180,7 @@ struct Shared<S: Service> {
     changes: AtomicUsize,
 }
 
-/// A panic of a handler never happens under these locks, so a poisoned one holds sound data.
+/// No handler runs under these locks, so the data of a poisoned one is sound.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -189,7 +190,7 @@ pub(super) struct Pool<S: Service> {
     shared: Arc<Shared<S>>,
     most_changes: usize,
     most_queued: usize,
-    /// Workers to wake.
+    /// How many workers are to be woken.
     wakes: usize,
 }
 
@@ -244,7 +245,7 @@ impl<S: Service> Pool<S> {
         if is_change && self.shared.changes.load(Ordering::Acquire) >= self.most_changes {
             return Err("As many changes as the daemon allows are under way; try again.");
         }
-        // Those that get the answer of another cost nothing to answer.
+        // Those that get the same answer as another cost no worker's time.
         if lock(&self.shared.queue).jobs.iter().filter(|queued| queued.leads).count() >= self.most_queued {
             return Err("Too many requests are waiting; try again.");
         }
@@ -260,7 +261,7 @@ impl<S: Service> Pool<S> {
         }
         job.line.start(awaited);
         let mut queue = lock(&self.shared.queue);
-        // Who comes for the one takes the other along.
+        // The worker that takes the one takes the other as well.
         let leads = !queue.jobs.iter().any(|other| other.job.work.is_like(&job.work));
         self.wakes += usize::from(leads && queue.idle > 0);
         queue.jobs.push_back(Queued { job, leads });
@@ -270,7 +271,7 @@ impl<S: Service> Pool<S> {
         }
     }
 
-    /// Wakes workers for what was submitted: equal requests come together.
+    /// Wakes workers for what was submitted.
     pub fn wake(&mut self) {
         for _ in 0..std::mem::take(&mut self.wakes) {
             self.shared.work.notify_one();
@@ -295,7 +296,7 @@ impl<S: Service> Pool<S> {
     }
 }
 
-/// The workers end once the queue is empty; one that is held by a handler ends after that.
+/// The workers end once the queue is empty; one that runs a handler ends after that.
 impl<S: Service> Drop for Pool<S> {
     fn drop(&mut self) {
         lock(&self.shared.queue).closed = true;
@@ -317,8 +318,9 @@ fn work<S: Service>(shared: &Shared<S>) {
         for job in &jobs {
             let answer = rendered.as_ref().and_then(|rendered| send_now(&job.line, rendered));
             let is_unsent = answer.as_ref().is_none_or(|answer| !answer.is_nothing());
-            // At once: its client may be back already, and counts twice until this is taken.
-            // Under the lock: once that is taken, the line may be the next request's.
+            // For each connection at once: its client may have sent the next request already, and
+            // the connection counts as busy until this is taken. Both under the lock: as soon as
+            // the result is taken, the line may serve the next request.
             let mut done = lock(&shared.done);
             done.push(Done { token: job.token, at: Instant::now(), answer });
             awaited |= job.line.end() | is_unsent;

@@ -1,35 +1,10 @@
-//! What all connections together may take: counts that are released by dropping what was counted.
+//! What all connections together may take.
 
+use crate::http::count::{Count, Held};
 use crate::http::limits::Limits;
-use std::cell::Cell;
-use std::rc::Rc;
 
-/// Requests of an address that are let in when the other addresses have taken all but the last.
+/// An address with fewer requests than this gets one of the last places, when others took the rest.
 const HARDLY_ANY: usize = 4;
-
-/// A sum of what is held at the moment.
-#[derive(Debug, Default, Clone)]
-struct Count(Rc<Cell<usize>>);
-
-impl Count {
-    fn hold(&self, amount: usize) -> Held {
-        self.0.set(self.0.get() + amount);
-        Held { count: self.clone(), amount }
-    }
-}
-
-/// A part of a sum, for as long as this lives.
-#[derive(Debug)]
-pub(in crate::http) struct Held {
-    count: Count,
-    amount: usize,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.count.0.set(self.count.0.get() - self.amount);
-    }
-}
 
 /// The sums of a server.
 #[derive(Debug, Default)]
@@ -51,7 +26,7 @@ impl Budget {
 
     /// Requests that wait for a worker or are at one.
     pub fn busy(&self) -> usize {
-        self.busy.0.get()
+        self.busy.sum()
     }
 
     /// Whether one more request may wait for a worker. `busy_of_share` counts those of the same
@@ -64,7 +39,7 @@ impl Budget {
     /// # Errors
     /// There is no room: the reason, as a sentence for the client.
     pub fn room(&self, limits: &Limits, busy_of_share: impl Fn() -> usize) -> Result<(), &'static str> {
-        if self.unsent.0.get() > limits.unsent_bytes {
+        if self.unsent.sum() > limits.unsent_bytes {
             return Err("Too many answers wait for clients to take them; try again.");
         }
         let most = |connections: usize| (connections - connections.div_ceil(4)).max(1);
@@ -83,16 +58,6 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_dropped_is_not_counted_any_more() {
-        let budget = Budget::default();
-        let requests: Vec<_> = (0..3).map(|_| budget.hold_request()).collect();
-        let bytes = budget.hold_unsent(100);
-        assert_eq!((budget.busy(), budget.unsent.0.get()), (3, 100));
-        drop((requests, bytes));
-        assert_eq!((budget.busy(), budget.unsent.0.get()), (0, 0));
-    }
 
     #[test]
     fn a_part_of_the_connections_stays_without_a_request() {

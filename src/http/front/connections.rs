@@ -1,9 +1,9 @@
-//! The connections: each goes on as far as it can, until it has to wait for an event, a worker or
-//! the others' turn, or until its time is over.
+//! What each connection does next. It goes on as far as it can: until it has to wait for an event or
+//! a worker, until it is the other connections' turn, or until its time is over.
 
-use super::budget::Held;
-use super::desk::{Desk, Outcome};
+use super::dispatch::{Dispatcher, Outcome};
 use crate::http::conn::{Conn, Output, Pending, Progress, Readiness, Received, State, Then};
+use crate::http::count::Held;
 use crate::http::message::Refusal;
 use crate::http::parse;
 use crate::http::peer::{Peer, Share};
@@ -28,7 +28,7 @@ type GoesOn = bool;
 /// All connections, and what it takes to go on with them.
 pub(super) struct Connections<S: Service> {
     pub slots: Slots<S::Action>,
-    pub desk: Desk<S>,
+    pub dispatcher: Dispatcher<S>,
     /// The time of this turn of the loop.
     pub now: Instant,
     /// No more requests are taken: every answer is the last on its connection.
@@ -39,8 +39,8 @@ pub(super) struct Connections<S: Service> {
     scratch: Vec<u8>,
 }
 
-/// A worker that is held keeps its client's socket open, beyond the end of the process where the
-/// kernel holds it: the client is told all the same.
+/// A worker that does not return keeps its client's socket open, even after the process has ended if
+/// the kernel holds it. The client is told all the same that no more comes.
 impl<S: Service> Drop for Connections<S> {
     fn drop(&mut self) {
         self.slots.iter().for_each(|(_, conn)| conn.end_of_answers());
@@ -49,21 +49,21 @@ impl<S: Service> Drop for Connections<S> {
 
 impl<S: Service> Connections<S> {
     /// No connections yet.
-    pub fn new(desk: Desk<S>) -> Connections<S> {
+    pub fn new(dispatcher: Dispatcher<S>) -> Connections<S> {
         Connections {
             slots: Slots::new(),
             now: Instant::now(),
             stopping: false,
             next_deadline: None,
             done: Vec::new(),
-            scratch: vec![0; parse::longest_request(&desk.limits).min(16 << 10)],
-            desk,
+            scratch: vec![0; parse::longest_request(&dispatcher.limits).min(16 << 10)],
+            dispatcher,
         }
     }
 
     /// Takes a new connection in.
     pub fn add(&mut self, line: Line, peer: Peer) -> (u64, Arc<Line>) {
-        let conn = Conn::new(line, peer, self.now, &self.desk.limits);
+        let conn = Conn::new(line, peer, self.now, &self.dispatcher.limits);
         let line = Arc::clone(&conn.line);
         self.due_at(conn.deadline);
         (self.slots.insert(Box::new(conn)), line)
@@ -96,7 +96,7 @@ impl<S: Service> Connections<S> {
     /// Takes the workers' results.
     pub fn take_done(&mut self) {
         let mut done = std::mem::take(&mut self.done);
-        self.desk.pool.take_done(&mut done);
+        self.dispatcher.pool.take_done(&mut done);
         for Done { token, at, answer } in done.drain(..) {
             let Some(conn) = self.slots.get(token) else { continue };
             let State::Waiting { then, .. } = conn.state else { continue };
@@ -135,19 +135,19 @@ impl<S: Service> Connections<S> {
     }
 
     fn advance_head(&mut self, token: u64) -> GoesOn {
-        let longest = parse::longest_request(&self.desk.limits);
+        let longest = parse::longest_request(&self.dispatcher.limits);
         let Some(conn) = self.slots.get(token) else { return false };
         if !conn.input.is_fresh() {
             return self.receive(token, longest);
         }
-        match parse::head(&conn.input.bytes, &self.desk.limits) {
+        match parse::head(&conn.input.bytes, &self.dispatcher.limits) {
             Ok(None) => {
                 conn.input.wait_for_more();
                 self.begin(token, State::Head);
             }
             Ok(Some(head)) => {
                 let length = head.head_length;
-                match self.desk.plan(conn.peer, head) {
+                match self.dispatcher.plan(conn.peer, head) {
                     Ok(pending) => {
                         conn.input.consume(length);
                         if conn.input.bytes.len() < pending.body_length {
@@ -167,7 +167,7 @@ impl<S: Service> Connections<S> {
     /// Comes into a state in which part of a request is here. Its time runs from its first byte.
     fn begin(&mut self, token: u64, state: State<S::Action>) {
         let now = self.now;
-        let deadline = Some(now + self.desk.limits.head_time);
+        let deadline = Some(now + self.dispatcher.limits.head_time);
         let Some(conn) = self.slots.get(token) else { return };
         if matches!(conn.state, State::Idle) {
             conn.enter(state, now, deadline);
@@ -178,7 +178,7 @@ impl<S: Service> Connections<S> {
     }
 
     fn advance_body(&mut self, token: u64) -> GoesOn {
-        let longest = parse::longest_request(&self.desk.limits);
+        let longest = parse::longest_request(&self.dispatcher.limits);
         let Some(conn) = self.slots.get(token) else { return false };
         let State::Body(Pending { body_length, .. }) = conn.state else { return false };
         if conn.input.bytes.len() < body_length {
@@ -212,17 +212,17 @@ impl<S: Service> Connections<S> {
         let body = conn.input.take(pending.body_length);
         let then = conn.then(&pending.shape);
         let busy_of_share = || busy_of(&self.slots, share);
-        match self.desk.carry_out(pending, body, busy_of_share, self.now) {
+        match self.dispatcher.carry_out(pending, body, busy_of_share, self.now) {
             Outcome::Answer(answer) => self.answer_now(token, then, answer),
             Outcome::Work(work) => {
-                let _counted = self.desk.budget.hold_request();
-                let deadline = Some(self.now + self.desk.limits.queue_time);
+                let _counted = self.dispatcher.budget.hold_request();
+                let deadline = Some(self.now + self.dispatcher.limits.queue_time);
                 let Some(conn) = self.slots.get(token) else { return };
                 // In these cases something is to be done as soon as the answer is there.
                 let awaited = then != Then::Stay || conn.has_more();
                 conn.enter(State::Waiting { then, _counted }, self.now, deadline);
                 let job = Job { token, line: Arc::clone(&conn.line), work };
-                self.desk.pool.submit(job, awaited);
+                self.dispatcher.pool.submit(job, awaited);
                 self.due_at(deadline);
             }
         }
@@ -230,7 +230,7 @@ impl<S: Service> Connections<S> {
 
     /// Refuses something after which the connection ends.
     fn refuse_last(&mut self, token: u64, refusal: Refusal) {
-        let answer = self.desk.refuse(&LAST, refusal);
+        let answer = self.dispatcher.refuse(&LAST, refusal);
         self.answer_now(token, Then::Linger, answer);
     }
 
@@ -244,11 +244,11 @@ impl<S: Service> Connections<S> {
     /// An answer is there, some of it perhaps sent already; what follows from that is done by
     /// `advance`.
     fn put_answer(&mut self, token: u64, then: Then, unsent: Unsent, at: Instant) {
-        let deadline = Some(at + self.desk.limits.write_time);
+        let deadline = Some(at + self.dispatcher.limits.write_time);
         let Some(conn) = self.slots.get(token) else { return };
         let ends = unsent.rest.as_ref().is_some_and(Rest::ends_with_connection);
         let then = if ends && then == Then::Stay { Then::Linger } else { then };
-        let output = Output::new(unsent, |bytes| self.desk.budget.hold_unsent(bytes));
+        let output = Output::new(unsent, |bytes| self.dispatcher.budget.hold_unsent(bytes));
         conn.new_since = None;
         conn.enter(State::Writing { then, output }, at, deadline);
         self.due_at(deadline);
@@ -256,7 +256,7 @@ impl<S: Service> Connections<S> {
 
     fn advance_writing(&mut self, token: u64) -> GoesOn {
         let Some(conn) = self.slots.get(token) else { return false };
-        let count = |bytes| -> Held { self.desk.budget.hold_unsent(bytes) };
+        let count = |bytes| -> Held { self.dispatcher.budget.hold_unsent(bytes) };
         match conn.write(self.now, count) {
             Progress::Full => false,
             Progress::More => true,
@@ -270,7 +270,7 @@ impl<S: Service> Connections<S> {
 
     /// What follows an answer that is written.
     fn end_answer(&mut self, token: u64) -> GoesOn {
-        let limits = &self.desk.limits;
+        let limits = &self.dispatcher.limits;
         let Some(conn) = self.slots.get(token) else { return false };
         let State::Writing { then, .. } = conn.state else { return false };
         let (state, time) = match then {
@@ -306,7 +306,7 @@ impl<S: Service> Connections<S> {
         }
     }
 
-    /// Sees to the connections whose time is over.
+    /// Ends the states whose time is over.
     pub fn expire(&mut self) {
         if self.next_deadline.is_none_or(|next| next > self.now) {
             return;
@@ -327,13 +327,13 @@ impl<S: Service> Connections<S> {
                 let message = "The request did not arrive in time.";
                 self.refuse_last(token, Refusal { status: 408, message });
             }
-            State::Waiting { then, .. } => match self.desk.pool.cancel(token) {
+            State::Waiting { then, .. } => match self.dispatcher.pool.cancel(token) {
                 Some(work) => {
                     let message = "No worker became free in time; try again.";
-                    let answer = self.desk.refuse_work(&work, message, self.now);
+                    let answer = self.dispatcher.refuse_work(&work, message, self.now);
                     self.answer_now(token, then, answer);
                 }
-                // A worker has it, or is just through with it. It has all the time it needs.
+                // A worker has it, or has just finished. It may take all the time it needs.
                 None => conn.deadline = None,
             },
             State::Idle | State::Writing { .. } | State::Lingering { .. } => {

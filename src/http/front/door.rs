@@ -1,4 +1,4 @@
-//! Who gets in: accepting connections, making room for them, and resting where the system has none.
+//! Accepting connections: which others are closed to make room for them, and when accepting pauses.
 
 use super::connections::Connections;
 use crate::http::conn::Conn;
@@ -16,32 +16,32 @@ use std::time::{Duration, Instant};
 /// Tokens of listeners begin here; those of connections are below.
 pub(super) const LISTENERS: u64 = 1 << 63;
 
-/// Connections accepted, at all listeners together, before those that are there get their turn.
+/// How many connections are accepted, at all listeners together, before the others get their turn.
 const ACCEPTS: usize = 64;
 
-/// For how long a new connection goes after all others, if its first request is not there yet:
-/// the kernel may hand us a connection before what its client sent right after.
+/// For so long a new connection is closed only after all others, if its first request is not here
+/// yet: the kernel may hand us a connection before what its client sent right after.
 const YOUNG: Duration = Duration::from_millis(250);
 
-/// For how long such a one does not go at all: time for its client to send and for us to read.
+/// For so long such a connection is not closed at all: its client needs time to send, and we to read.
 const FRESH: Duration = Duration::from_millis(5);
 
-/// How long accepting rests when the system has no descriptor or memory for one more.
+/// How long accepting pauses when the system has no descriptor or memory for one more connection.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How often the log says that accepting rests.
+/// How long the log does not repeat that accepting pauses.
 const WARN_AGAIN: Duration = Duration::from_secs(10);
 
-/// Descriptors that are neither connections' nor listeners': standard ones, epoll, what wakes us,
-/// one at the door, and for each worker what a handler opens.
+/// Descriptors besides those of connections and listeners: the standard ones, epoll, those that wake
+/// us, and a connection that waits for room. Those that a handler opens are counted for each worker.
 const OTHER_FILES: usize = 16;
 const WORKER_FILES: usize = 3;
 const FEWEST_CONNECTIONS: usize = 8;
 
-/// The listeners, and what waits at them.
+/// The listeners, and whether connections are accepted.
 pub(super) struct Door {
     listeners: Vec<Listener>,
-    /// Which listener has its turn to be asked for a connection.
+    /// The listener that is asked next for a connection.
     next: usize,
     state: State,
     warned: Option<Instant>,
@@ -50,9 +50,9 @@ pub(super) struct Door {
 /// Whether connections are accepted.
 enum State {
     Open,
-    /// Not before this time.
+    /// Not until this time: the system has no resources.
     Resting(Instant),
-    /// Neither, but in this time there is room for this connection, if ever.
+    /// Not until this time: this connection is accepted already, and there is no room for it yet.
     Full(Instant, OwnedFd, Peer),
 }
 
@@ -65,7 +65,7 @@ impl Door {
         Ok(Door { listeners, next: 0, state: State::Open, warned: None })
     }
 
-    /// When accepting goes on, if it rests.
+    /// When accepting goes on, if it pauses.
     pub fn again(&self) -> Option<Instant> {
         match self.state {
             State::Open => None,
@@ -84,24 +84,23 @@ impl Door {
         self.state = State::Open;
     }
 
-    /// Whether accepting rested until now.
+    /// Whether it is time to go on accepting after a pause.
     pub fn is_due(&self, now: Instant) -> bool {
         self.again().is_some_and(|at| at <= now)
     }
 
-    /// Goes on accepting, after a rest.
-    pub fn wake(&self, epoll: &OwnedFd) {
-        self.listen_for(epoll, EventFlags::IN);
-    }
-
     /// Accepts the connections that wait at the listeners.
     pub fn accept_all<S: Service>(&mut self, epoll: &OwnedFd, connections: &mut Connections<S>) {
-        if let State::Full(_, socket, peer) = std::mem::replace(&mut self.state, State::Open) {
-            // The newcomers for which it waited are fresh no more. If there is no room even so,
-            // everybody is being answered.
+        let state = std::mem::replace(&mut self.state, State::Open);
+        if !matches!(state, State::Open) {
+            self.listen_for(epoll, EventFlags::IN);
+        }
+        if let State::Full(_, socket, peer) = state {
+            // It waited until the other new connections were fresh no longer. If there still is no
+            // room, all connections are being answered, and this one is closed.
             let _ = admit(epoll, connections, socket, peer);
         }
-        // One from each listener in turn: a flood at one must not close the others.
+        // One from each listener in turn: a flood at one must not keep the others waiting.
         let mut without = 0;
         for _ in 0..ACCEPTS {
             if without == self.listeners.len() {
@@ -123,7 +122,7 @@ impl Door {
                     }
                 }
                 Err(error) if concerns_one_client(error) => {}
-                // What else there may be must not turn into a busy loop.
+                // Any other error must not turn into a busy loop.
                 Err(error) => return self.rest_after(epoll, error, connections.now),
             }
         }
@@ -146,14 +145,14 @@ impl Door {
     /// Turns accepting on or off.
     fn listen_for(&self, epoll: &OwnedFd, flags: EventFlags) {
         for (listener, token) in self.listeners.iter().zip(LISTENERS..) {
-            // Of a registered descriptor, only lack of memory can make this fail. Then accepting
-            // either rests a little less or goes on with the next attempt.
+            // With a registered descriptor, only lack of memory can make this fail. Then accepting
+            // pauses for a shorter time, or goes on after the next pause.
             let _ = epoll::modify(epoll, &listener.socket, EventData::new_u64(token), flags);
         }
     }
 }
 
-/// Takes a new connection in, if need be in the place of another, or gives it back.
+/// Adds a new connection, if need be in the place of another. Where there is no room, returns it.
 fn admit<S: Service>(
     epoll: &OwnedFd,
     connections: &mut Connections<S>,
@@ -161,7 +160,7 @@ fn admit<S: Service>(
     peer: Peer,
 ) -> Result<(), (OwnedFd, Peer)> {
     let share = peer.share();
-    let limits = &connections.desk.limits;
+    let limits = &connections.dispatcher.limits;
     let of_share = connections.slots.iter().filter(|(_, conn)| conn.share == share).count();
     let has_room = if of_share >= limits.per_address {
         make_room(connections, Some(share))
@@ -172,7 +171,7 @@ fn admit<S: Service>(
         return Err((socket, peer));
     }
     let (token, line) = connections.add(Line::new(socket), peer);
-    // Registered once, for everything: no further call for this connection.
+    // Registered once, for all events: no further call is needed for this connection.
     let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
     if epoll::add(epoll, &line.socket, EventData::new_u64(token), flags).is_err() {
         connections.slots.remove(token);
@@ -180,10 +179,10 @@ fn admit<S: Service>(
     Ok(())
 }
 
-/// Closes the connection that can best be spared, of one share or of all: the oldest of the most
-/// sparable state, and those that are new after all others. One whose request is queued or running
-/// never goes, nor does a fresh one. `Budget::room` sees to it that some are neither, at the latest
-/// when the fresh ones are no longer so.
+/// Closes a connection, of one share or of all: of those in the state of the lowest rank the one
+/// that is longest in it, and a new connection only if there is no other. One whose request waits
+/// for a worker or is at one is never closed, nor is a fresh one. `Budget::room` makes sure that
+/// some are neither, at the latest when the fresh ones are fresh no longer.
 fn make_room<S: Service>(connections: &mut Connections<S>, share: Option<Share>) -> bool {
     let now = connections.now;
     let is_new =
@@ -195,13 +194,13 @@ fn make_room<S: Service>(connections: &mut Connections<S>, share: Option<Share>)
         .slots
         .iter()
         .filter(|(_, conn)| sparable(conn))
-        .min_by_key(|(_, conn)| (is_new(conn, YOUNG), conn.worth(), conn.since))
+        .min_by_key(|(_, conn)| (is_new(conn, YOUNG), conn.rank(), conn.since))
         .map(|(token, _)| token);
     oldest.and_then(|token| connections.slots.remove(token)).is_some()
 }
 
-/// Errors of the one connection that accept(2) would have returned: its client went away, a rule
-/// of the firewall is against it, or the network had something to say about it.
+/// Whether an error is about the one connection that accept(2) would have returned: its client is
+/// gone, the firewall forbids it, or the network reported an error.
 fn concerns_one_client(error: Errno) -> bool {
     matches!(
         error,
@@ -219,8 +218,8 @@ fn concerns_one_client(error: Errno) -> bool {
     )
 }
 
-/// Sees that connections leave enough of the open files for the rest of the process: raises the
-/// soft limit if that helps, else allows fewer connections.
+/// Makes sure that connections leave enough open files for the rest of the process: raises the soft
+/// limit if that helps, else allows fewer connections.
 pub(super) fn fit_to_files(limits: &mut Limits, listeners: usize) {
     let others = OTHER_FILES + listeners + limits.workers * WORKER_FILES;
     let wanted = (limits.connections + others) as u64;

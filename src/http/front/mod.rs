@@ -2,12 +2,12 @@
 //!
 //! * [`door`]: accepting connections, and which one gives way to a new one;
 //! * [`connections`]: what each connection does next;
-//! * [`desk`]: what becomes of a request;
+//! * [`dispatch`]: what becomes of a request;
 //! * [`budget`]: what all of them together may take.
 
-pub(super) mod budget;
+mod budget;
 mod connections;
-mod desk;
+mod dispatch;
 mod door;
 
 use super::access::Access;
@@ -18,7 +18,7 @@ use super::service::Service;
 use super::workers::Pool;
 use budget::Budget;
 use connections::Connections;
-use desk::Desk;
+use dispatch::Dispatcher;
 use door::{Door, LISTENERS};
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -34,8 +34,8 @@ use std::time::{Duration, Instant};
 const WAKE: u64 = u64::MAX;
 const BELL: u64 = u64::MAX - 1;
 
-/// The longest sleep while requests are being answered: a worker that need not ring leaves its
-/// result in the list, and a deadline may begin with that.
+/// The longest sleep while requests are being answered: a worker that need not ring the bell adds
+/// its result to the list without waking us, and a deadline may count from that time.
 const NAP: Duration = Duration::from_secs(1);
 
 /// What the server does after its `wake` descriptor became readable.
@@ -117,8 +117,8 @@ impl<S: Service> Front<S> {
         let door = Door::new(&epoll, listeners)?;
         let pool = Pool::start(Arc::clone(&service), bell, limits.workers, limits.changes, limits.queue)?;
         let (refusals, budget) = (Refusals::default(), Budget::default());
-        let desk = Desk { service, pool, access, refusals, budget, limits };
-        Ok(Front { epoll, door, connections: Connections::new(desk), events: Vec::with_capacity(256) })
+        let dispatcher = Dispatcher { service, pool, access, refusals, budget, limits };
+        Ok(Front { epoll, door, connections: Connections::new(dispatcher), events: Vec::with_capacity(256) })
     }
 
     fn serve(&mut self, on_wake: &mut dyn FnMut() -> Wake) -> io::Result<()> {
@@ -127,23 +127,23 @@ impl<S: Service> Front<S> {
             if self.turn() {
                 match on_wake() {
                     Wake::Continue => {}
-                    Wake::Reload => self.connections.desk.access.reload(),
+                    Wake::Reload => self.connections.dispatcher.access.reload(),
                     Wake::Stop => return Ok(()),
                 }
             }
         }
     }
 
-    /// Lets what runs come to its end.
+    /// Lets running requests finish and their answers go out.
     fn finish(mut self) -> io::Result<()> {
-        let end = self.connections.now + self.connections.desk.limits.grace;
+        let end = self.connections.now + self.connections.dispatcher.limits.grace;
         self.door.close();
         self.connections.stop();
         while self.connections.slots.len() > 0 && self.connections.now < end {
             self.wait(Some(end))?;
             self.turn();
         }
-        self.connections.desk.refusals.say_left_out();
+        self.connections.dispatcher.refusals.say_left_out();
         Ok(())
     }
 
@@ -160,20 +160,20 @@ impl<S: Service> Front<S> {
     }
 
     fn timeout(&self, end: Option<Instant>) -> Option<Timespec> {
-        let Connections { desk, now, .. } = &self.connections;
+        let Connections { dispatcher, now, .. } = &self.connections;
         let left = |at: Instant| at.saturating_duration_since(*now);
         let nap = if self.connections.stopping { NAP / 20 } else { NAP };
         let times = [
             self.connections.next_deadline().map(left),
             self.door.again().map(left),
-            desk.refusals.due().map(left),
+            dispatcher.refusals.due().map(left),
             end.map(left),
-            (desk.budget.busy() > 0).then_some(nap),
+            (dispatcher.budget.busy() > 0).then_some(nap),
             self.connections.slots.has_ready().then_some(Duration::ZERO),
         ];
         let shortest = times.into_iter().flatten().min()?;
-        // Rounded up to a hundredth of a second, so that many deadlines close to each other
-        // cost one look at the table. Who is at the door has waited long enough already.
+        // Rounded up to a hundredth of a second, so that many deadlines close to each other cost one
+        // look at the table. An accepted connection that waits for room is not kept as long.
         let step = if self.door.is_full() { 1 } else { 10 };
         let milliseconds = shortest.as_nanos().div_ceil(step * 1_000_000) as i64 * step as i64;
         Some(Timespec { tv_sec: milliseconds / 1000, tv_nsec: milliseconds % 1000 * 1_000_000 })
@@ -184,13 +184,13 @@ impl<S: Service> Front<S> {
         let Front { epoll, door, connections, events } = self;
         let mut woken = false;
         let mut accepting = false;
-        if connections.desk.budget.busy() > 0 {
+        if connections.dispatcher.budget.busy() > 0 {
             connections.take_done();
         }
         for event in events {
             match event.data.u64() {
                 WAKE => woken = true,
-                // It only had to wake us: the results are taken in every turn.
+                // It only has to wake us: the results are taken in every turn.
                 BELL => {}
                 token if token >= LISTENERS => accepting = true,
                 token => connections.on_event(token, event.flags),
@@ -199,14 +199,11 @@ impl<S: Service> Front<S> {
         connections.advance_ready();
         connections.expire();
         let now = connections.now;
-        if connections.desk.refusals.due().is_some_and(|at| at <= now) {
-            connections.desk.refusals.say_left_out();
+        if connections.dispatcher.refusals.due().is_some_and(|at| at <= now) {
+            connections.dispatcher.refusals.say_left_out();
         }
-        if door.is_due(now) {
-            door.wake(epoll);
-            accepting = true;
-        }
-        connections.desk.pool.wake();
+        accepting |= door.is_due(now);
+        connections.dispatcher.pool.wake();
         // Last, so that nothing gives way to a new connection that has just brought a request.
         if accepting {
             door.accept_all(epoll, connections);

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// What decides on requests.
-pub(super) struct Desk<S: Service> {
+pub(super) struct Dispatcher<S: Service> {
     pub service: Arc<S>,
     pub pool: Pool<S>,
     pub access: Access,
@@ -33,7 +33,7 @@ pub(super) enum Outcome<A> {
     Work(Work<A>),
 }
 
-impl<S: Service> Desk<S> {
+impl<S: Service> Dispatcher<S> {
     /// Finds out what a request asks for and whether it may, as soon as its head is complete.
     ///
     /// # Errors
