@@ -97,3 +97,47 @@ impl<A> Slots<A> {
 fn token<A>(slot: &Slot<A>, index: u32) -> u64 {
     u64::from(slot.generation) << 32 | u64::from(index)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::limits::Limits;
+    use crate::http::peer::Peer;
+    use crate::http::workers::Line;
+    use std::time::Instant;
+
+    fn conn() -> Box<Conn<()>> {
+        let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        Box::new(Conn::new(Line::new(socket.into()), Peer::Unix, Instant::now(), &Limits::default()))
+    }
+
+    #[test]
+    fn a_token_never_names_another_connection() {
+        let mut slots = Slots::new();
+        let [first, second] = [conn(), conn()].map(|conn| slots.insert(conn));
+        assert!(slots.remove(first).is_some());
+        let third = slots.insert(conn());
+        assert_eq!((first as u32, slots.len()), (third as u32, 2));
+        assert_ne!(first, third);
+        assert!(slots.get(first).is_none() && slots.remove(first).is_none());
+        let tokens: Vec<_> = slots.iter().map(|(token, _)| token).collect();
+        assert_eq!(tokens, [third, second]);
+    }
+
+    #[test]
+    fn each_is_listed_once_and_a_late_one_not_at_all() {
+        let mut slots = Slots::new();
+        let [first, second] = [conn(), conn()].map(|conn| slots.insert(conn));
+        for token in [first, second, first] {
+            slots.list(token);
+        }
+        assert!(slots.has_ready());
+        assert_eq!(slots.take_ready(), [first, second]);
+        assert!(!slots.has_ready());
+        slots.remove(first);
+        slots.list(first);
+        assert!(!slots.has_ready());
+        slots.list(second);
+        assert_eq!(slots.take_ready(), [second]);
+    }
+}

@@ -33,9 +33,13 @@ const PAUSE: Duration = Duration::from_millis(100);
 const WARN_AGAIN: Duration = Duration::from_secs(10);
 
 /// Descriptors besides those of connections and listeners: the standard ones, epoll, those that wake
-/// us, and a connection that waits for room. Those that a handler opens are counted for each worker.
+/// us, and a connection that waits for room.
 const OTHER_FILES: usize = 16;
+
+/// Descriptors that a handler opens at once.
 const WORKER_FILES: usize = 3;
+
+/// So many connections are allowed even where the limit of open files is too low for them.
 const FEWEST_CONNECTIONS: usize = 8;
 
 /// The listeners, and whether connections are accepted.
