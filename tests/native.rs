@@ -29,8 +29,12 @@ struct Native {
 impl Native {
     fn start() -> Native {
         let root = Root::new("/");
-        assert!(loops::is_loaded(&root), "no /dev/loop-control on this machine");
-        assert!(!pool::is_mounted(&root), "a daemon has RAM disks on this machine: run this with tests/run");
+        assert_eq!(loops::is_loaded(&root), Ok(true), "no /dev/loop-control on this machine");
+        assert_eq!(
+            pool::is_mounted(&root),
+            Ok(false),
+            "a daemon has RAM disks on this machine: run this with tests/run"
+        );
         assert!(!Path::new("/dev/rd0").exists(), "this machine has a RAM disk");
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         let mut native = Native { child: Native::spawn(port), port };

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use serde_json::{Value, json};
 
-use super::seam::Response;
+use crate::http::Response;
 use crate::storage::Left;
 
 /// An answer with a JSON body.
@@ -43,6 +43,7 @@ pub fn list(field: &str, values: impl IntoIterator<Item = Value>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::Body;
     use crate::storage::DiskName;
 
     #[test]
@@ -59,13 +60,10 @@ mod tests {
 
     #[test]
     fn an_answer_is_json_and_one_line() {
-        use std::io::Read;
-        let answer = json(200, &done("rd0 is empty".into())).into_answer();
-        assert_eq!(answer.status_code().0, 200);
-        let fields: Vec<_> = answer.headers().iter().map(ToString::to_string).collect();
-        assert_eq!(fields, ["Content-Type: application/json"]);
-        let mut text = String::new();
-        answer.into_reader().read_to_string(&mut text).unwrap();
-        assert_eq!(text, "{\"message\":\"rd0 is empty\",\"status\":\"Success\"}\n");
+        let answer = json(200, &done("rd0 is empty".into()));
+        assert_eq!((answer.status(), answer.content_type()), (200, Some("application/json")));
+        assert!(answer.fields().is_empty());
+        let Body::Bytes(text) = answer.body() else { panic!("{answer:?}") };
+        assert_eq!(text, b"{\"message\":\"rd0 is empty\",\"status\":\"Success\"}\n");
     }
 }

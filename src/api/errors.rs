@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::action::NoAction;
 use super::answer;
-use super::seam::Response;
+use crate::http::Response;
 use crate::storage::Error;
 
 /// The HTTP status of an error.
@@ -42,9 +42,8 @@ pub fn no_action(why: &NoAction) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
-
     use super::*;
+    use crate::http::Body;
 
     #[test]
     fn each_error_has_its_status() {
@@ -61,12 +60,10 @@ mod tests {
 
     /// The status, the header fields and the body as they go out.
     fn sent(response: Response) -> (u16, String, String) {
-        let answer = response.into_answer();
-        let status = answer.status_code().0;
-        let fields: Vec<_> = answer.headers().iter().map(ToString::to_string).collect();
-        let mut body = String::new();
-        answer.into_reader().read_to_string(&mut body).unwrap();
-        (status, fields.join(", "), body)
+        let mut fields = vec![format!("Content-Type: {}", response.content_type().unwrap())];
+        fields.extend(response.fields().iter().map(|(name, value)| format!("{name}: {value}")));
+        let Body::Bytes(body) = response.body() else { panic!("{response:?}") };
+        (response.status(), fields.join(", "), String::from_utf8(body.clone()).unwrap())
     }
 
     #[test]

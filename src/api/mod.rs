@@ -12,14 +12,12 @@ pub mod nvme;
 mod page;
 pub mod parameters;
 pub mod routes;
-pub mod seam;
 
 use std::sync::Arc;
 
-use crate::http::{Answer, Method, Request, Service};
+use crate::http::{Call, Method, Response, Service};
 use crate::storage::Storage;
 use action::Action;
-use seam::{Class, Response};
 
 /// The API over the storage of this machine.
 pub struct Api {
@@ -31,9 +29,16 @@ impl Api {
     pub fn new(storage: Arc<Storage>) -> Api {
         Api { storage }
     }
+}
 
-    /// Carries an action out.
-    fn carry_out(&self, action: &Action, _body: &[u8]) -> Response {
+impl Service for Api {
+    type Action = Action;
+
+    fn route(&self, method: &Method, target: &str) -> Call<Action> {
+        routes::route(method, target)
+    }
+
+    fn answer(&self, action: &Action, _body: &[u8]) -> Response {
         let storage = &*self.storage;
         let result = match action {
             Action::Machine(action) => machine::execute(storage, action),
@@ -47,23 +52,8 @@ impl Api {
             Err(error) => errors::refused(&error),
         }
     }
-}
 
-impl Service for Api {
-    fn is_change(&self, method: &Method, target: &str) -> bool {
-        routes::route(method, target).class == Class::Change
-    }
-
-    fn is_instant(&self, method: &Method, target: &str) -> bool {
-        routes::route(method, target).class == Class::Instant
-    }
-
-    fn answer(&self, request: &Request) -> Answer {
-        let call = routes::route(&request.method, &request.target);
-        self.carry_out(&call.action, &request.body).into_answer()
-    }
-
-    fn refusal(&self, status: u16, message: &str) -> Answer {
-        errors::failed(status, message).into_answer()
+    fn refusal(&self, status: u16, message: &str) -> Response {
+        errors::failed(status, message)
     }
 }

@@ -12,8 +12,8 @@ use super::disks::DiskAction;
 use super::machine::MachineAction;
 use super::nvme::NvmeAction;
 use super::parameters::{Kind, Parameter, Parameters, Parsed, Segments};
-use super::seam::{Call, Class};
 use crate::http::Method;
+use crate::http::{Call, Class};
 use crate::storage::{
     CacheName, DiskName, Nqn, Policy, PortAddress, PortId, Ports, Protocol, ServiceId, Size, SourceName,
     Volume,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{Ipv6Addr, SocketAddr};
 
-use crate::http::{Limits, Listen, Policy};
+use crate::http::{AccessRules, Limits, Listen};
 use crate::storage::{CacheDriver, MemoryLimit, RamDriver};
 
 /// The port without `--port`.
@@ -28,7 +28,7 @@ pub struct Config {
     /// The addresses and sockets to listen at.
     pub listen: Vec<Listen>,
     /// Who may do what.
-    pub access: Policy,
+    pub access: AccessRules,
     /// The bounds for clients.
     pub limits: Limits,
     /// How much memory the RAM disks may take together.
@@ -74,7 +74,7 @@ impl Settings {
     pub fn new() -> Settings {
         let config = Config {
             listen: Vec::new(),
-            access: Policy::default(),
+            access: AccessRules::default(),
             limits: Limits::default(),
             memory_limit: MemoryLimit::Percent(80),
             ram_driver: None,

@@ -1,54 +1,56 @@
-//! Who may do what: tokens, addresses, and what browsers are kept from.
+//! Who may do what: by token, by the client's address, and by the web page that a browser shows.
 
-use super::parse::{Fields, Refusal};
+use super::message::{Method, Refusal, Response};
+use super::parse::Fields;
+use super::peer::Peer;
+use super::service::Class;
 use super::tokens::{Own, Role, Tokens};
-use super::{Answer, Header, Method, Peer};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// What an administrator lays down about access.
+/// The administrator's rules about access.
 #[derive(Debug, Clone, Default)]
-pub struct Policy {
-    /// Only holders of the tokens in this file come in. Without it, everybody may read, and
-    /// changes are allowed from this machine only.
+pub struct AccessRules {
+    /// Only who has a token of this file may do anything, but for reading public pages. Without a
+    /// file, everybody may read, and changes are allowed from this machine only.
     pub token_file: Option<PathBuf>,
-    /// Everybody may change everything.
+    /// Everybody may read and change everything.
     pub open: bool,
-    /// Names under which clients may reach the daemon, besides this machine's own.
+    /// Names that a request's Host may have, besides this machine's own.
     pub allow_hosts: Vec<String>,
     /// Origins, such as `https://console.example`, whose pages may use the daemon.
     pub allow_origins: Vec<String>,
 }
 
-/// The policy, with the tokens read.
+/// The rules, with the tokens read.
 #[derive(Debug, Default)]
 pub struct Access {
-    policy: Policy,
+    rules: AccessRules,
     tokens: Option<Tokens>,
     own: Own,
     origins: Vec<Arc<str>>,
 }
 
-/// What becomes of a request.
+/// What was found out about a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
-    /// The name of the token it came with.
+    /// The name of the request's token.
     pub caller: Option<Arc<str>>,
-    /// The allowed origin it came from, for the answer.
+    /// The request's origin, if it is an allowed one: the answer names it.
     pub origin: Option<Arc<str>>,
     pub decision: Decision,
 }
 
-/// Whether the request goes on to a handler.
+/// What is to be done with a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// It does.
+    /// It is allowed.
     Pass,
-    /// It is a browser's question whether it may ask something, and it may.
+    /// A browser asks, before it sends a page's request, whether that is allowed. It is.
     Preflight,
-    /// It does not.
+    /// It is not allowed.
     Refuse(Refusal),
 }
 
@@ -69,21 +71,21 @@ const STRANGE_HOST: Refusal = Refusal {
 };
 
 impl Access {
-    /// Reads what the policy names.
+    /// Checks the rules and reads the token file, if they name one.
     ///
     /// # Errors
-    /// A bad token file, a malformed origin or name, or parts of the policy that exclude each other.
-    pub fn new(mut policy: Policy) -> io::Result<Access> {
+    /// A bad token file, a malformed origin or name, or rules that exclude each other.
+    pub fn new(mut rules: AccessRules) -> io::Result<Access> {
         let invalid = |message: String| io::Error::new(io::ErrorKind::InvalidInput, message);
-        if policy.open && policy.token_file.is_some() {
+        if rules.open && rules.token_file.is_some() {
             return Err(invalid("a token file and --open exclude each other".to_owned()));
         }
-        for origin in &policy.allow_origins {
+        for origin in &rules.allow_origins {
             if !is_origin(origin) {
                 return Err(invalid(format!("{origin:?} is no origin such as https://console.example")));
             }
         }
-        for host in &mut policy.allow_hosts {
+        for host in &mut rules.allow_hosts {
             if host.ends_with('.') {
                 host.pop();
             }
@@ -93,15 +95,15 @@ impl Access {
                 )));
             }
         }
-        if policy.open {
+        if rules.open {
             log::warn!("--open: everybody who reaches this daemon may change and destroy everything");
         }
-        let tokens = policy.token_file.as_deref().map(Tokens::read).transpose()?;
-        let origins = policy.allow_origins.iter().map(|origin| origin.as_str().into()).collect();
-        Ok(Access { policy, tokens, own: Own::default(), origins })
+        let tokens = rules.token_file.as_deref().map(Tokens::read).transpose()?;
+        let origins = rules.allow_origins.iter().map(|origin| origin.as_str().into()).collect();
+        Ok(Access { rules, tokens, own: Own::default(), origins })
     }
 
-    /// A token with which the daemon may ask itself, and change nothing.
+    /// Makes a token with which the daemon itself may read, and change nothing.
     ///
     /// # Errors
     /// The kernel has no random numbers.
@@ -111,7 +113,7 @@ impl Access {
 
     /// Reads the token file again. A bad one is reported, and the tokens stay as they are.
     pub(super) fn reload(&mut self) {
-        let Some(path) = &self.policy.token_file else { return };
+        let Some(path) = &self.rules.token_file else { return };
         match Tokens::read(path) {
             Ok(tokens) => {
                 log::info!("{tokens:?} read from {}", path.display());
@@ -122,13 +124,8 @@ impl Access {
     }
 
     /// Decides on a request.
-    pub(super) fn judge(
-        &self,
-        peer: &Peer,
-        method: &Method,
-        fields: &Fields<'_>,
-        is_change: bool,
-    ) -> Verdict {
+    pub(super) fn judge(&self, peer: &Peer, method: &Method, fields: &Fields<'_>, class: Class) -> Verdict {
+        let is_change = class == Class::Change;
         let allowed = |name: &[u8]| self.origins.iter().find(|origin| origin.as_bytes() == name);
         let origin = fields.origin.and_then(allowed).cloned();
         let preflight = *method == Method::Options && fields.origin.is_some() && fields.preflight;
@@ -136,7 +133,7 @@ impl Access {
             (None, Some(STRANGE_HOST))
         } else if (is_change || preflight) && origin.is_none() && !is_own_origin(fields) {
             (None, Some(STRANGE_ORIGIN))
-        } else if preflight {
+        } else if preflight || class == Class::Public {
             (None, None)
         } else {
             self.rights(peer, fields, is_change)
@@ -149,9 +146,10 @@ impl Access {
         Verdict { caller, origin, decision }
     }
 
-    /// Against DNS rebinding: a page of a name that its owner made resolve to this machine is of
-    /// the same origin in a browser's eyes, and only the Host gives it away. Tokens make it
-    /// unnecessary, since such a page has none; and no browser speaks to a Unix socket.
+    /// Protects against DNS rebinding: the owner of a foreign name lets it resolve to this machine.
+    /// For a browser, pages of that name and this server then have the same origin, and only the
+    /// Host shows the foreign name. Where there are tokens this is not needed, because such a page
+    /// has none, nor on a Unix socket, because no browser uses one.
     fn is_host_fine(&self, peer: &Peer, fields: &Fields<'_>) -> bool {
         let is_ours = |host| self.is_our_name(host_name(host));
         self.tokens.is_some() || *peer == Peer::Unix || fields.host.is_none_or(is_ours)
@@ -164,7 +162,7 @@ impl Access {
         v6.is_some_and(|name| name.parse::<Ipv6Addr>().is_ok())
             || name.parse::<Ipv4Addr>().is_ok()
             || is("localhost")
-            || self.policy.allow_hosts.iter().any(|host| is(host))
+            || self.rules.allow_hosts.iter().any(|host| is(host))
             || rustix::system::uname()
                 .nodename()
                 .to_str()
@@ -179,7 +177,7 @@ impl Access {
         is_change: bool,
     ) -> (Option<Arc<str>>, Option<Refusal>) {
         let Some(tokens) = &self.tokens else {
-            let may = !is_change || self.policy.open || is_local(peer);
+            let may = !is_change || self.rules.open || peer.is_local();
             return (None, (!may).then_some(NOT_LOCAL));
         };
         let token = fields.authorization.and_then(bearer);
@@ -187,7 +185,7 @@ impl Access {
             return (None, None);
         }
         match token.and_then(|token| tokens.find(token)) {
-            // Only root can open the socket, whatever token it holds.
+            // Only root can open the socket, so no token is needed there.
             found if *peer == Peer::Unix => (found.map(|(_, name)| name), None),
             None => (None, Some(NOT_AUTHENTICATED)),
             Some((Role::Viewer, name)) if is_change => (Some(name), Some(VIEWER)),
@@ -196,23 +194,12 @@ impl Access {
     }
 }
 
-/// The answer to a preflight that is allowed; its origin is added as to every answer.
-pub(super) fn preflight_answer() -> Answer {
-    let fields = [
-        ("Access-Control-Allow-Methods", "GET, HEAD, POST"),
-        ("Access-Control-Allow-Headers", "Authorization, Content-Type"),
-        ("Access-Control-Max-Age", "600"),
-    ];
-    let fields = fields.into_iter().filter_map(|(name, value)| Header::from_bytes(name, value).ok());
-    fields.fold(Answer::from_data([]).with_status_code(204), Answer::with_header)
-}
-
-/// On this machine, over IPv4, IPv6, or IPv4 in IPv6's clothes.
-fn is_local(peer: &Peer) -> bool {
-    match peer {
-        Peer::Unix => true,
-        Peer::Ip(address) => address.ip().to_canonical().is_loopback(),
-    }
+/// The answer to a preflight that is allowed. Rendering adds the origin, as to every answer.
+pub(super) fn preflight_answer() -> Response {
+    Response::empty(204)
+        .with_field("Access-Control-Allow-Methods", "GET, HEAD, POST")
+        .with_field("Access-Control-Allow-Headers", "Authorization, Content-Type")
+        .with_field("Access-Control-Max-Age", "600")
 }
 
 /// The token of `Bearer TOKEN`.
@@ -221,7 +208,7 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(token.trim_ascii())
 }
 
-/// No page at all, or one that this daemon itself answered for.
+/// Whether the request comes from no web page, or from a page of this server.
 fn is_own_origin(fields: &Fields<'_>) -> bool {
     let Some(origin) = fields.origin else { return true };
     let host = [&b"http://"[..], b"https://"].iter().find_map(|scheme| origin.strip_prefix(*scheme));
@@ -240,7 +227,7 @@ fn is_name(host: &str) -> bool {
     !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
 }
 
-/// As browsers write it: lower case, no path.
+/// Whether it is an origin as browsers write it: lower case, no path.
 fn is_origin(origin: &str) -> bool {
     let host = origin.strip_prefix("https://").or(origin.strip_prefix("http://"));
     let is_host_byte =

@@ -1,13 +1,13 @@
 //! The audit log: one line for each change, done or refused, and for each request without a valid
 //! token where one is needed.
 //!
-//! The target is printable ASCII when it gets here and is escaped as well, so that no client can
-//! make a line say what is not so.
+//! A request's target is printable ASCII, as the parser checks, and is escaped here as well, so that
+//! no client can forge a line.
 
-use super::Request;
+use super::message::Request;
 use std::time::{Duration, Instant};
 
-/// Refused requests that are logged in a second: anybody can send any number of them.
+/// How many refused requests are logged in a second: anybody can send any number of them.
 const REFUSED_A_SECOND: u32 = 20;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -24,7 +24,7 @@ fn line(request: &Request, status: u16) -> String {
     format!("peer={peer} caller={caller} action={action:?} status={status}")
 }
 
-/// Logs requests that were refused before they began, up to so many a second.
+/// Logs requests that were refused before they reached a worker, only so many in a second.
 #[derive(Default)]
 pub(super) struct Refusals {
     second: Option<Instant>,
@@ -33,7 +33,7 @@ pub(super) struct Refusals {
 }
 
 impl Refusals {
-    /// Logs one, or counts it.
+    /// Logs one, or counts it as left out.
     pub fn log(&mut self, request: &Request, status: u16, now: Instant) {
         if self.second.is_none_or(|begin| now.duration_since(begin) >= SECOND) {
             self.say_left_out();
@@ -64,17 +64,13 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::{Method, Peer};
+    use crate::http::message::Method;
+    use crate::http::peer::Peer;
 
     #[test]
     fn a_line_says_who_did_what_and_cannot_be_forged() {
-        let mut request = Request {
-            method: Method::Post,
-            target: r#"/v1/a"\"#.to_owned(),
-            peer: Peer::Unix,
-            body: Vec::new(),
-            caller: None,
-        };
+        let mut request =
+            Request { method: Method::Post, target: r#"/v1/a"\"#.to_owned(), peer: Peer::Unix, caller: None };
         assert_eq!(line(&request, 404), r#"peer=unix caller=- action="POST /v1/a\"\\" status=404"#);
         request.peer = Peer::Ip("[::ffff:192.0.2.7]:80".parse().unwrap());
         request.caller = Some("ops".into());
@@ -83,13 +79,8 @@ mod tests {
 
     #[test]
     fn a_flood_of_refusals_is_counted_and_not_logged() {
-        let request = Request {
-            method: Method::Post,
-            target: "/".to_owned(),
-            peer: Peer::Unix,
-            body: Vec::new(),
-            caller: None,
-        };
+        let request =
+            Request { method: Method::Post, target: "/".to_owned(), peer: Peer::Unix, caller: None };
         let mut refusals = Refusals::default();
         let now = Instant::now();
         for _ in 0..100 {
@@ -99,7 +90,7 @@ mod tests {
         assert_eq!(refusals.due(), Some(now + SECOND));
         refusals.say_left_out();
         assert_eq!(refusals.due(), None);
-        // Saying so gives nobody more lines.
+        // This does not begin a new second.
         refusals.log(&request, 401, now);
         assert_eq!((refusals.logged, refusals.left_out), (REFUSED_A_SECOND, 1));
         refusals.log(&request, 401, now + SECOND);

@@ -1,6 +1,6 @@
 //! Listening sockets: TCP on IPv6 and IPv4, and Unix sockets.
 
-use super::{Listen, Peer};
+use super::peer::Peer;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, lstat, unlink};
 use rustix::io::Errno;
@@ -21,6 +21,15 @@ const USER_TIMEOUT: u32 = 20_000;
 /// or of which nothing is read must not make it grow these by itself, up to megabytes each.
 const SEND_BUFFER: usize = 64 << 10;
 const RECEIVE_BUFFER: usize = 32 << 10;
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// A TCP address. `[::]` serves IPv4 as well, and alone where the kernel has no IPv6.
+    Tcp(SocketAddr),
+    /// A Unix socket, for its owner only.
+    Unix(PathBuf),
+}
 
 /// One listening socket. A Unix socket's file is removed with it.
 #[derive(Debug)]

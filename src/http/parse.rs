@@ -2,31 +2,25 @@
 //!
 //! `httparse` does the grammar; this module adds the bounds and the stricter rules. The outcome
 //! depends on the bytes alone, never on how they were split into reads: whatever is wrong first
-//! in the stream decides, and a longer buffer cannot turn an error into something else.
+//! in the stream decides, and a longer buffer cannot turn an error into something else. How long
+//! a body may be depends on the request's route, so that is checked once the route is known.
 
-use super::{Limits, Method};
+use super::limits::{Limits, MOST_FIELDS};
+use super::message::{Method, Refusal};
 use std::mem::MaybeUninit;
 use std::str::FromStr;
-
-/// The most header fields a request may have, whatever the limits say.
-pub(super) const MOST_FIELDS: usize = 64;
 
 /// A body up to this length is read and dropped where none is wanted: a client that sends `{}`
 /// with a request has done nothing wrong.
 const IGNORED_BODY: usize = 1 << 10;
-
-/// A status code and a sentence for the client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Refusal {
-    pub status: u16,
-    pub message: &'static str,
-}
 
 /// A request's head, and how long it and its body are.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Head<'b> {
     pub method: Method,
     pub target: &'b str,
+    /// Whether it is a request of HTTP/1.1, not of HTTP/1.0.
+    pub is_1_1: bool,
     /// Whether the client may send another request on this connection.
     pub keep_alive: bool,
     pub head_length: usize,
@@ -45,37 +39,55 @@ pub(super) struct Fields<'b> {
     pub preflight: bool,
 }
 
-/// What a buffer holds.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Outcome<'b> {
-    /// No complete request yet, and nothing wrong so far.
-    Wait,
-    /// A complete request, head and body.
-    Request(Head<'b>),
-    /// Something that ends the connection.
-    Error(Refusal),
-}
-
-/// The longest a request may be: no more than this is ever buffered of one.
+/// The longest a request may be whose route takes no body: unless a route allows more, no more than
+/// this is ever buffered of one.
 pub(super) fn longest_request(limits: &Limits) -> usize {
-    limits.head_bytes + limits.body_bytes.max(IGNORED_BODY)
+    limits.head_bytes + longest_body(limits, 0)
 }
 
-/// Looks at the start of `buffer`, which begins where a request begins.
-pub(super) fn parse<'b>(buffer: &'b [u8], limits: &Limits) -> Outcome<'b> {
-    match head(buffer, limits) {
-        Ok(Some(head)) if buffer.len() < head.head_length + head.body_length => Outcome::Wait,
-        Ok(Some(head)) => Outcome::Request(head),
-        Ok(None) => Outcome::Wait,
-        Err(refusal) => Outcome::Error(refusal),
-    }
+/// The longest body of a request whose route takes this many bytes.
+fn longest_body(limits: &Limits, of_route: usize) -> usize {
+    of_route.max(limits.body_bytes).max(IGNORED_BODY)
 }
 
 fn refuse<T>(status: u16, message: &'static str) -> Result<T, Refusal> {
     Err(Refusal { status, message })
 }
 
-fn head<'b>(buffer: &'b [u8], limits: &Limits) -> Result<Option<Head<'b>>, Refusal> {
+/// Checks the length of a body against what the request's route takes and what is allowed anyway.
+///
+/// # Errors
+/// The body is too long.
+pub(super) fn check_body(length: usize, of_route: usize, limits: &Limits) -> Result<(), Refusal> {
+    if length > longest_body(limits, of_route) { refuse(413, "The body is too long.") } else { Ok(()) }
+}
+
+/// What the server makes of received bytes if no route takes a body: `None` to wait for more, else
+/// how many bytes the first request takes, or the status of the error that ends the connection.
+/// For tests.
+#[doc(hidden)]
+pub fn examine(buffer: &[u8], limits: &Limits) -> Option<Result<usize, u16>> {
+    match parse(buffer, limits) {
+        Ok(None) => None,
+        Ok(Some(head)) => Some(Ok(head.head_length + head.body_length)),
+        Err(refusal) => Some(Err(refusal.status)),
+    }
+}
+
+/// The same, with all that is found out about the request.
+fn parse<'b>(buffer: &'b [u8], limits: &Limits) -> Result<Option<Head<'b>>, Refusal> {
+    let Some(head) = head(buffer, limits)? else { return Ok(None) };
+    check_body(head.body_length, 0, limits)?;
+    let is_whole = buffer.len() >= head.head_length + head.body_length;
+    Ok(is_whole.then_some(head))
+}
+
+/// Looks at the start of `buffer`, which begins where a request begins: a complete head, or `None`
+/// if it is not complete and nothing is wrong so far.
+///
+/// # Errors
+/// Something is wrong, which ends the connection.
+pub(super) fn head<'b>(buffer: &'b [u8], limits: &Limits) -> Result<Option<Head<'b>>, Refusal> {
     let window = &buffer[..buffer.len().min(limits.head_bytes)];
     // httparse sees no further than the first byte that breaks one of our own rules, so that an
     // earlier fault is found first and a later one does not matter.
@@ -85,7 +97,7 @@ fn head<'b>(buffer: &'b [u8], limits: &Limits) -> Result<Option<Head<'b>>, Refus
     let fields = &mut fields[..limits.header_fields.min(MOST_FIELDS)];
     let mut request = httparse::Request::new(&mut []);
     match request.parse_with_uninit_headers(text, fields) {
-        Ok(httparse::Status::Complete(length)) => understand(&request, length, limits).map(Some),
+        Ok(httparse::Status::Complete(length)) => understand(&request, length).map(Some),
         Ok(httparse::Status::Partial) => match fault {
             Some(fault) => Err(fault),
             None if window.len() == limits.head_bytes => {
@@ -141,11 +153,7 @@ fn explain(error: httparse::Error, text: &[u8]) -> Refusal {
 }
 
 /// What the fields of a complete head mean.
-fn understand<'b>(
-    request: &httparse::Request<'_, 'b>,
-    head_length: usize,
-    limits: &Limits,
-) -> Result<Head<'b>, Refusal> {
+fn understand<'b>(request: &httparse::Request<'_, 'b>, head_length: usize) -> Result<Head<'b>, Refusal> {
     let method = Method::from_str(request.method.unwrap_or_default());
     let target = request.path.unwrap_or_default();
     let Ok(method) = method else {
@@ -201,11 +209,15 @@ fn understand<'b>(
     if newer && fields.host.is_none() {
         return refuse(400, "The request has no Host.");
     }
-    let body_length = length.unwrap_or(0);
-    if body_length > limits.body_bytes.max(IGNORED_BODY) {
-        return refuse(413, "The body is too long.");
-    }
-    Ok(Head { method, target, keep_alive: stay && !close, head_length, body_length, fields })
+    Ok(Head {
+        method,
+        target,
+        is_1_1: newer,
+        keep_alive: stay && !close,
+        head_length,
+        body_length: length.unwrap_or(0),
+        fields,
+    })
 }
 
 fn is_host_byte(byte: u8) -> bool {

@@ -1,147 +1,182 @@
-//! From an answer to the bytes that go out.
+//! From a response to the bytes that go out.
 
-use super::Answer;
-use std::io::{self, Write};
+use super::date;
+use super::message::{Body, PIECE_BYTES, Pieces, Response};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use tiny_http::{HTTPVersion, Header};
+use tiny_http::StatusCode;
 
-/// What every answer carries. Answers are about this moment and for the one who asked; and a
-/// browser shall not guess at what they are.
-const ALWAYS: &str = "X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n";
+/// Room for the status line and the fields of nearly every answer.
+const USUAL_HEAD: usize = 512;
 
-const NO_LENGTH: &[u8] = b"Content-Length: 0\r\n\r\n";
-
-/// What an answer's form depends on besides the answer itself.
+/// What an answer's form depends on besides the response itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Shape {
     /// The body is left out, but not its length.
     pub head_only: bool,
     /// This is the last answer on the connection, and the client is told so.
     pub close: bool,
+    /// The client understands chunked transfer coding.
+    pub chunks: bool,
     /// The origin whose pages may read it.
     pub origin: Option<Arc<str>>,
 }
 
 /// An answer as it goes over the wire.
+#[derive(Debug)]
 pub(super) struct Rendered {
     pub status: u16,
     pub bytes: Vec<u8>,
+    /// What follows the bytes.
+    pub rest: Option<Rest>,
+}
+
+/// How the client is told where a body ends.
+#[derive(Debug)]
+enum Framing {
+    Length(usize),
+    Chunks,
+    /// By the end of the connection.
+    Close,
+    /// There is none.
+    Nothing,
 }
 
 /// Writes an answer down.
-///
-/// # Errors
-/// Only what reading the answer's body gives, which is never an error for one in memory.
-pub(super) fn render(mut answer: Answer, shape: &Shape) -> io::Result<Rendered> {
-    let mut add = |name: &str, value: &str| {
-        if let Ok(field) = Header::from_bytes(name, value) {
-            answer.add_header(field);
-        }
+pub(super) fn render(response: Response, shape: &Shape) -> Rendered {
+    let Response { status, content_type, caching, fields, body } = response;
+    let content = match &body {
+        _ if shape.head_only => &[],
+        Body::Bytes(bytes) => &bytes[..],
+        Body::Static(bytes) => bytes,
+        Body::Pieces(_) => &[],
     };
-    add("Server", "rapiddiskd");
+    let framing = framing(status, &body, shape);
+    let close = shape.close || matches!(framing, Framing::Close);
+    let mut bytes = Vec::with_capacity(USUAL_HEAD + content.len());
+    put_status_line(&mut bytes, status);
+    put_field(&mut bytes, "X-Content-Type-Options", b"nosniff");
+    put_field(&mut bytes, "Cache-Control", caching.as_bytes());
+    put_field(&mut bytes, "Connection", if close { b"close" } else { b"keep-alive" });
+    put_field(&mut bytes, "Date", &date::now());
+    put_field(&mut bytes, "Server", b"rapiddiskd");
+    if let Some(content_type) = content_type {
+        put_field(&mut bytes, "Content-Type", content_type.as_bytes());
+    }
+    for (name, value) in &fields {
+        put_field(&mut bytes, name, value.as_bytes());
+    }
     if let Some(origin) = &shape.origin {
-        add("Access-Control-Allow-Origin", origin);
-        add("Access-Control-Expose-Headers", "Retry-After");
-        add("Vary", "Origin");
+        put_field(&mut bytes, "Access-Control-Allow-Origin", origin.as_bytes());
+        put_field(&mut bytes, "Access-Control-Expose-Headers", b"Retry-After");
+        put_field(&mut bytes, "Vary", b"Origin");
     }
-    let status = answer.status_code().0;
-    let connection = if shape.close { "Connection: close\r\n" } else { "Connection: keep-alive\r\n" };
-    let mut bytes = Vec::with_capacity(320 + answer.data_length().unwrap_or(0));
-    let to = AfterFirstLine { to: &mut bytes, insert: &[ALWAYS, connection] };
-    // As HTTP/1.0, since that is never answered in chunks; the version we speak is put right after.
-    answer.raw_print(to, HTTPVersion(1, 0), &[], shape.head_only, None)?;
-    if let Some(minor) = bytes.get_mut(b"HTTP/1.".len()) {
-        *minor = b'1';
-    }
-    // It may not be there in this one case, and raw_print puts it last.
-    if status == 204 && bytes.ends_with(NO_LENGTH) {
-        bytes.truncate(bytes.len() - NO_LENGTH.len());
-        bytes.extend_from_slice(b"\r\n");
-    }
-    Ok(Rendered { status, bytes })
-}
-
-/// Puts lines of ours below the status line: `tiny_http` drops a `Connection` that is set on an
-/// answer.
-struct AfterFirstLine<'a> {
-    to: &'a mut Vec<u8>,
-    insert: &'a [&'a str],
-}
-
-impl Write for AfterFirstLine<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match bytes.iter().position(|&byte| byte == b'\n') {
-            Some(end) if !self.insert.is_empty() => {
-                self.to.extend_from_slice(&bytes[..=end]);
-                for line in std::mem::take(&mut self.insert) {
-                    self.to.extend_from_slice(line.as_bytes());
-                }
-                self.to.extend_from_slice(&bytes[end + 1..]);
-            }
-            _ => self.to.extend_from_slice(bytes),
+    match framing {
+        Framing::Length(length) => {
+            put_field(&mut bytes, "Content-Length", length.to_string().as_bytes());
         }
-        Ok(bytes.len())
+        Framing::Chunks => put_field(&mut bytes, "Transfer-Encoding", b"chunked"),
+        Framing::Close | Framing::Nothing => {}
+    }
+    bytes.extend_from_slice(b"\r\n");
+    if !matches!(framing, Framing::Nothing) {
+        bytes.extend_from_slice(content);
+    }
+    let rest = rest(body, &framing, shape);
+    Rendered { status, bytes, rest }
+}
+
+fn framing(status: u16, body: &Body, shape: &Shape) -> Framing {
+    match body {
+        // These have no body, and no field that is about one.
+        _ if matches!(status, 100..200 | 204 | 304) => Framing::Nothing,
+        Body::Bytes(bytes) => Framing::Length(bytes.len()),
+        Body::Static(bytes) => Framing::Length(bytes.len()),
+        Body::Pieces(_) if shape.chunks => Framing::Chunks,
+        // The answer to HEAD ends with its head.
+        Body::Pieces(_) if shape.head_only => Framing::Nothing,
+        Body::Pieces(_) => Framing::Close,
+    }
+}
+
+fn rest(body: Body, framing: &Framing, shape: &Shape) -> Option<Rest> {
+    let Body::Pieces(pieces) = body else { return None };
+    let chunks = match framing {
+        _ if shape.head_only => return None,
+        Framing::Chunks => true,
+        Framing::Close => false,
+        Framing::Length(_) | Framing::Nothing => return None,
+    };
+    Some(Rest { pieces, next: 0, chunks })
+}
+
+fn put_status_line(bytes: &mut Vec<u8>, status: u16) {
+    bytes.extend_from_slice(b"HTTP/1.1 ");
+    bytes.extend_from_slice(status.to_string().as_bytes());
+    bytes.push(b' ');
+    bytes.extend_from_slice(StatusCode(status).default_reason_phrase().as_bytes());
+    bytes.extend_from_slice(b"\r\n");
+}
+
+fn put_field(bytes: &mut Vec<u8>, name: &str, value: &[u8]) {
+    bytes.extend_from_slice(name.as_bytes());
+    bytes.extend_from_slice(b": ");
+    bytes.extend_from_slice(value);
+    bytes.extend_from_slice(b"\r\n");
+}
+
+/// The part of an answer that is made when the part before it is sent.
+#[derive(Debug, Clone)]
+pub(super) struct Rest {
+    pieces: Pieces,
+    next: usize,
+    chunks: bool,
+}
+
+/// What comes next of an answer.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// These bytes, and then more.
+    Piece(Vec<u8>),
+    /// These bytes, perhaps none, and then nothing.
+    Last(Vec<u8>),
+    /// The body cannot be made: the client must not believe that it is whole.
+    Broken,
+}
+
+impl Rest {
+    /// Whether the client knows the end of the body by the end of the connection.
+    pub fn ends_with_connection(&self) -> bool {
+        !self.chunks
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+    /// Makes the next piece, as it goes out.
+    pub fn next(&mut self) -> Next {
+        let number = self.next;
+        self.next += 1;
+        let Ok(piece) = catch_unwind(AssertUnwindSafe(|| self.pieces.make(number))) else {
+            return Next::Broken;
+        };
+        if piece.len() > PIECE_BYTES {
+            log::error!("a piece of an answer has {} bytes, more than {PIECE_BYTES}", piece.len());
+            return Next::Broken;
+        }
+        match (piece.is_empty(), self.chunks) {
+            (true, true) => Next::Last(b"0\r\n\r\n".to_vec()),
+            (true, false) => Next::Last(Vec::new()),
+            (false, true) => Next::Piece(chunk(&piece)),
+            (false, false) => Next::Piece(piece),
+        }
     }
+}
+
+fn chunk(piece: &[u8]) -> Vec<u8> {
+    let mut bytes = format!("{:x}\r\n", piece.len()).into_bytes();
+    bytes.reserve_exact(piece.len() + 2);
+    bytes.extend_from_slice(piece);
+    bytes.extend_from_slice(b"\r\n");
+    bytes
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn text(answer: Answer, head_only: bool, close: bool) -> String {
-        let shape = Shape { head_only, close, origin: None };
-        let text = String::from_utf8(render(answer, &shape).unwrap().bytes).unwrap();
-        // The date is the one part that changes.
-        let lines = text.split_inclusive("\r\n").filter(|line| !line.starts_with("Date: "));
-        lines.collect()
-    }
-
-    #[test]
-    fn an_answer_goes_out_with_its_length_and_our_fields() {
-        let got = text(Answer::from_string("hello"), false, false);
-        let want = "HTTP/1.1 200 OK\r\nX-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n\
-                    Connection: keep-alive\r\nContent-Type: text/plain; charset=UTF-8\r\n\
-                    Server: rapiddiskd\r\nContent-Length: 5\r\n\r\nhello";
-        assert_eq!(got, want);
-    }
-
-    #[test]
-    fn head_has_the_length_but_no_body_and_close_says_so() {
-        let got = text(Answer::from_data("hello"), true, true);
-        assert!(got.contains("\r\nConnection: close\r\n"), "{got}");
-        assert!(got.ends_with("\r\nContent-Length: 5\r\n\r\n"), "{got}");
-    }
-
-    #[test]
-    fn a_large_answer_is_not_chunked() {
-        let got = text(Answer::from_data(vec![b'x'; 100_000]), false, false);
-        assert!(!got.contains("Transfer-Encoding"));
-        assert!(got.contains("\r\nContent-Length: 100000\r\n\r\nxxx"));
-    }
-
-    #[test]
-    fn a_body_with_line_ends_is_left_alone() {
-        let got = text(Answer::from_data("a\nb\r\n"), false, false);
-        assert!(got.ends_with("\r\n\r\na\nb\r\n"), "{got}");
-        assert_eq!(got.matches("no-store").count(), 1);
-    }
-
-    #[test]
-    fn an_allowed_origin_is_told() {
-        let shape = Shape { origin: Some("https://console.example".into()), ..Shape::default() };
-        let bytes = render(Answer::from_data("x"), &shape).unwrap().bytes;
-        let text = String::from_utf8(bytes).unwrap();
-        assert!(text.contains("\r\nAccess-Control-Allow-Origin: https://console.example\r\n"), "{text}");
-        assert!(text.contains("\r\nVary: Origin\r\n"), "{text}");
-    }
-
-    #[test]
-    fn an_answer_without_content_has_no_length() {
-        let got = text(Answer::from_data([]).with_status_code(204), false, false);
-        assert!(got.ends_with("\r\nServer: rapiddiskd\r\n\r\n"), "{got}");
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! The token file: who may come in, and with which rights.
+//! The token file: who may do what.
 //!
 //! Lines of `ROLE NAME TOKEN`, separated by blanks; `#` begins a comment line. A token is held
 //! once, here, and goes into no message, log line or `Debug` output.
@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// The longest token file that is read; far more than anybody needs.
 const LONGEST_FILE: u64 = 64 << 10;
 
-/// Shorter tokens can be guessed; they are accepted, with a warning.
+/// Tokens shorter than this can be guessed; they are accepted, with a warning.
 const SHORT: usize = 16;
 
 const ROOT: u32 = 0;
@@ -23,9 +23,9 @@ const ROOT: u32 = 0;
 /// What a token's holder may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
-    /// Everything.
+    /// Read and change everything.
     Admin,
-    /// Look.
+    /// Read everything.
     Viewer,
 }
 

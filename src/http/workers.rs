@@ -1,15 +1,16 @@
 //! The fixed pool of threads that run the handlers.
 //!
-//! A worker writes its answer to the socket itself, since the socket takes it at once in nearly
-//! every case, and then says so in a list that the I/O thread reads. It rings the I/O thread's
-//! bell only where that thread must act: see [`Line`].
+//! A worker writes its answer to the socket itself, because the socket nearly always takes it at
+//! once. Then it adds the result to a list that the I/O thread reads. It rings the I/O thread's
+//! bell (an eventfd) only where that thread must act: see [`Line`].
 //!
-//! Equal reads that wait together get one answer: what is looked up after all of them were
-//! complete is as true for each as if it had been looked up for it alone.
+//! Equal reads that wait at the same time get one answer. It is made when all of these requests
+//! are complete, so it is as current for each of them as an answer of its own.
 
 use super::audit;
-use super::render::{Rendered, Shape, render};
-use super::{Answer, Request, Service};
+use super::message::{Request, Response};
+use super::render::{Rendered, Rest, Shape, render};
+use super::service::{Class, Service};
 use rustix::fd::OwnedFd;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{SendFlags, send};
@@ -21,7 +22,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-/// Handlers do little on the stack; eight of these cost no memory until they are touched.
+/// The stack of a worker. Memory is taken only for the part that a handler uses.
 const STACK: usize = 512 << 10;
 
 /// A worker has the connection's request, and nobody waits for the end of it.
@@ -31,14 +32,15 @@ const AWAITED: u8 = 1;
 /// No worker has anything of this connection.
 const DONE: u8 = 2;
 
-/// Different requests for which workers are not woken yet; equal ones need but one.
+/// How many different requests wait until workers are woken for them, at the latest. Requests that
+/// come together are often equal, and then need one worker only.
 const FEW: usize = 4;
 
 /// A connection's socket, held by the I/O thread and, while a request of it is being answered, by
 /// one worker.
 ///
-/// The two agree through `state` on whether the bell must be rung. In the common case it need
-/// not: the client takes its answer and sends the next request, and that wakes the I/O thread.
+/// The two agree through `state` on whether the bell must be rung. Usually it need not: the client
+/// takes its answer and sends the next request, and that wakes the I/O thread.
 #[derive(Debug)]
 pub(super) struct Line {
     pub socket: OwnedFd,
@@ -50,19 +52,19 @@ impl Line {
         Line { socket, state: AtomicU8::new(DONE) }
     }
 
-    /// Before the hand-over to a worker: whether its end is awaited from the start.
+    /// Notes that a worker is about to get a request. `awaited`: the bell must be rung at its end.
     fn start(&self, awaited: bool) {
         self.state.store(if awaited { AWAITED } else { RUNNING }, Ordering::Release);
     }
 
-    /// Asks for the bell at the end. False if the worker is through already: its result is in the
-    /// list then, and no bell may come.
+    /// Asks the worker to ring the bell at the end. False if the worker has finished already: then
+    /// its result is in the list, and the bell may not ring.
     pub fn wait_for_end(&self) -> bool {
         let swap = self.state.compare_exchange(RUNNING, AWAITED, Ordering::AcqRel, Ordering::Acquire);
         swap != Err(DONE)
     }
 
-    /// After the result is in the list. True if the bell must be rung.
+    /// Notes that the result is in the list. True if the bell must be rung.
     fn end(&self) -> bool {
         self.state.swap(DONE, Ordering::AcqRel) == AWAITED
     }
@@ -81,98 +83,130 @@ impl Line {
     }
 }
 
-/// A request on its way to a worker.
-pub(super) struct Job {
-    pub token: u64,
-    pub line: Arc<Line>,
+/// What a worker has to do: a complete request that may go on.
+pub(super) struct Work<A> {
     pub request: Request,
-    pub is_change: bool,
-    /// No other that waits has the same answer, or this one is the first of those.
-    pub leads: bool,
+    pub action: A,
+    pub class: Class,
+    pub body: Vec<u8>,
     pub shape: Shape,
-    /// When it was complete.
+    /// When the request was complete.
     pub since: Instant,
 }
 
-impl Job {
-    /// Whether the two can have one answer, the same to the byte.
-    fn is_like(&self, other: &Job) -> bool {
-        let asks = |job: &Job| !job.is_change && job.request.body.is_empty();
-        asks(self)
-            && asks(other)
-            && self.request.target == other.request.target
-            && self.request.method == other.request.method
-            && self.shape == other.shape
+impl<A: PartialEq> Work<A> {
+    pub fn is_change(&self) -> bool {
+        self.class == Class::Change
     }
+
+    /// Whether the two can have one answer, the same to the byte.
+    fn is_like(&self, other: &Work<A>) -> bool {
+        let is_plain = |work: &Work<A>| !work.is_change() && work.body.is_empty();
+        is_plain(self) && is_plain(other) && self.action == other.action && self.shape == other.shape
+    }
+}
+
+/// Work for the request of one connection.
+pub(super) struct Job<A> {
+    pub token: u64,
+    pub line: Arc<Line>,
+    pub work: Work<A>,
+}
+
+/// A job in the queue.
+struct Queued<A> {
+    job: Job<A>,
+    /// None of those before it has the same answer.
+    leads: bool,
 }
 
 /// What became of a job.
 pub(super) struct Done {
     pub token: u64,
     pub at: Instant,
-    /// The answer and how much of it is written; `None` if the connection broke, or no answer
-    /// could be made.
-    pub answer: Option<(Vec<u8>, usize)>,
+    /// `None` if the connection broke, or no answer could be made.
+    pub answer: Option<Unsent>,
 }
 
-/// The answer's bytes, whatever the handler does. A handler that panics is answered for with 500;
-/// `None` only if that fails as well.
-pub(super) fn respond(
-    service: &dyn Service,
+/// What is still to be sent of an answer.
+#[derive(Debug)]
+pub(super) struct Unsent {
+    pub bytes: Vec<u8>,
+    /// How many of these bytes are sent.
+    pub written: usize,
+    pub rest: Option<Rest>,
+}
+
+impl Unsent {
+    fn is_nothing(&self) -> bool {
+        self.written == self.bytes.len() && self.rest.is_none()
+    }
+}
+
+impl From<Rendered> for Unsent {
+    fn from(Rendered { bytes, rest, .. }: Rendered) -> Unsent {
+        Unsent { bytes, written: 0, rest }
+    }
+}
+
+/// Makes an answer, whatever the handler does. If the handler panics, the answer is a 500; `None`
+/// only if that fails as well.
+pub(super) fn respond<S: Service>(
+    service: &S,
     shape: &Shape,
-    answer: impl FnOnce() -> Answer,
+    answer: impl FnOnce() -> Response,
 ) -> Option<Rendered> {
     guard(|| render(answer(), shape)).or_else(|| guard(|| render(service.refusal(500, PANICKED), shape)))
 }
 
-fn guard(make: impl FnOnce() -> io::Result<Rendered>) -> Option<Rendered> {
-    catch_unwind(AssertUnwindSafe(make)).ok()?.ok()
+fn guard<T>(make: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(make)).ok()
 }
 
 pub(super) const PANICKED: &str = "The daemon failed while it answered this request; its log says more.";
 
-struct Queue {
-    jobs: VecDeque<Job>,
+struct Queue<A> {
+    jobs: VecDeque<Queued<A>>,
     idle: usize,
     closed: bool,
 }
 
-struct Shared {
-    service: Arc<dyn Service>,
-    queue: Mutex<Queue>,
+struct Shared<S: Service> {
+    service: Arc<S>,
+    queue: Mutex<Queue<S::Action>>,
     work: Condvar,
     done: Mutex<Vec<Done>>,
     bell: OwnedFd,
     changes: AtomicUsize,
 }
 
-/// A panic of a handler never happens under these locks, so a poisoned one holds sound data.
+/// No handler runs under these locks, so the data of a poisoned one is sound.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The pool, as the I/O thread sees it.
-pub(super) struct Pool {
-    shared: Arc<Shared>,
+pub(super) struct Pool<S: Service> {
+    shared: Arc<Shared<S>>,
     most_changes: usize,
     most_queued: usize,
-    /// Workers to wake.
+    /// How many workers are to be woken.
     wakes: usize,
 }
 
-impl Pool {
+impl<S: Service> Pool<S> {
     /// Starts the workers, or as many of them as the system allows. `bell` is an eventfd that is
     /// written when the I/O thread must look at [`Pool::take_done`].
     ///
     /// # Errors
     /// Fewer than two threads could be started: one for reads and one for changes.
     pub fn start(
-        service: Arc<dyn Service>,
+        service: Arc<S>,
         bell: OwnedFd,
         workers: usize,
         changes: usize,
         queue: usize,
-    ) -> io::Result<Pool> {
+    ) -> io::Result<Pool<S>> {
         let shared = Arc::new(Shared {
             service,
             queue: Mutex::new(Queue { jobs: VecDeque::new(), idle: 0, closed: false }),
@@ -211,8 +245,8 @@ impl Pool {
         if is_change && self.shared.changes.load(Ordering::Acquire) >= self.most_changes {
             return Err("As many changes as the daemon allows are under way; try again.");
         }
-        // Those that get the answer of another cost nothing to answer.
-        if lock(&self.shared.queue).jobs.iter().filter(|job| job.leads).count() >= self.most_queued {
+        // Those that get the same answer as another cost no worker's time.
+        if lock(&self.shared.queue).jobs.iter().filter(|queued| queued.leads).count() >= self.most_queued {
             return Err("Too many requests are waiting; try again.");
         }
         Ok(())
@@ -221,23 +255,23 @@ impl Pool {
     /// Hands a request to a worker, after `room` found that there is room: only one thread does
     /// both, so there still is. `awaited`: the bell is rung at its end in any case. An idle worker
     /// sees it after [`Pool::wake`].
-    pub fn submit(&mut self, mut job: Job, awaited: bool) {
-        if job.is_change {
+    pub fn submit(&mut self, job: Job<S::Action>, awaited: bool) {
+        if job.work.is_change() {
             self.shared.changes.fetch_add(1, Ordering::AcqRel);
         }
         job.line.start(awaited);
         let mut queue = lock(&self.shared.queue);
-        // Who comes for the one takes the other along.
-        job.leads = !queue.jobs.iter().any(|other| other.is_like(&job));
-        self.wakes += usize::from(job.leads && queue.idle > 0);
-        queue.jobs.push_back(job);
+        // The worker that takes the one takes the other as well.
+        let leads = !queue.jobs.iter().any(|other| other.job.work.is_like(&job.work));
+        self.wakes += usize::from(leads && queue.idle > 0);
+        queue.jobs.push_back(Queued { job, leads });
         drop(queue);
         if self.wakes >= FEW {
             self.wake();
         }
     }
 
-    /// Wakes workers for what was submitted: equal requests come together.
+    /// Wakes workers for what was submitted.
     pub fn wake(&mut self) {
         for _ in 0..std::mem::take(&mut self.wakes) {
             self.shared.work.notify_one();
@@ -245,15 +279,15 @@ impl Pool {
     }
 
     /// Takes a request back that no worker has begun with.
-    pub fn cancel(&self, token: u64) -> Option<Job> {
+    pub fn cancel(&self, token: u64) -> Option<Work<S::Action>> {
         let mut queue = lock(&self.shared.queue);
-        let at = queue.jobs.iter().position(|job| job.token == token)?;
-        let job = queue.jobs.remove(at)?;
-        job.line.end();
-        if job.is_change {
+        let at = queue.jobs.iter().position(|queued| queued.job.token == token)?;
+        let Job { line, work, .. } = queue.jobs.remove(at)?.job;
+        line.end();
+        if work.is_change() {
             self.shared.changes.fetch_sub(1, Ordering::AcqRel);
         }
-        Some(job)
+        Some(work)
     }
 
     /// Moves what the workers finished since the last call into `list`, which is empty.
@@ -262,34 +296,31 @@ impl Pool {
     }
 }
 
-/// The workers end once the queue is empty; one that is held by a handler ends after that.
-impl Drop for Pool {
+/// The workers end once the queue is empty; one that runs a handler ends after that.
+impl<S: Service> Drop for Pool<S> {
     fn drop(&mut self) {
         lock(&self.shared.queue).closed = true;
         self.shared.work.notify_all();
     }
 }
 
-fn work(shared: &Shared) {
+fn work<S: Service>(shared: &Shared<S>) {
     while let Some(jobs) = next_jobs(shared) {
         let service = &*shared.service;
-        let job = &jobs[0];
-        let rendered = respond(service, &job.shape, || service.answer(&job.request));
-        if job.is_change {
+        let work = &jobs[0].work;
+        let rendered = respond(service, &work.shape, || service.answer(&work.action, &work.body));
+        if work.is_change() {
             shared.changes.fetch_sub(1, Ordering::AcqRel);
             let status = rendered.as_ref().map_or(500, |rendered| rendered.status);
-            audit::done(&job.request, status, job.since.elapsed());
+            audit::done(&work.request, status, work.since.elapsed());
         }
         let mut awaited = false;
         for job in &jobs {
-            let answer = rendered.as_ref().and_then(|Rendered { bytes, .. }| {
-                let written = job.line.write(bytes).ok()?;
-                // What is written need not be kept.
-                Some(if written < bytes.len() { (bytes.clone(), written) } else { (Vec::new(), 0) })
-            });
-            let is_unsent = answer.as_ref().is_none_or(|(bytes, _)| !bytes.is_empty());
-            // At once: its client may be back already, and counts twice until this is taken.
-            // Under the lock: once that is taken, the line may be the next request's.
+            let answer = rendered.as_ref().and_then(|rendered| send_now(&job.line, rendered));
+            let is_unsent = answer.as_ref().is_none_or(|answer| !answer.is_nothing());
+            // For each connection at once: its client may have sent the next request already, and
+            // the connection counts as busy until this is taken. Both under the lock: as soon as
+            // the result is taken, the line may serve the next request.
             let mut done = lock(&shared.done);
             done.push(Done { token: job.token, at: Instant::now(), answer });
             awaited |= job.line.end() | is_unsent;
@@ -300,15 +331,27 @@ fn work(shared: &Shared) {
     }
 }
 
+/// Sends what the socket takes at once. `None` if the connection is broken.
+fn send_now(line: &Line, Rendered { bytes, rest, .. }: &Rendered) -> Option<Unsent> {
+    let written = line.write(bytes).ok()?;
+    // What is written need not be kept.
+    let (bytes, written) = if written < bytes.len() { (bytes.clone(), written) } else { (Vec::new(), 0) };
+    Some(Unsent { bytes, written, rest: rest.clone() })
+}
+
 /// The oldest job, and all that can have its answer.
-fn next_jobs(shared: &Shared) -> Option<Vec<Job>> {
+fn next_jobs<S: Service>(shared: &Shared<S>) -> Option<Vec<Job<S::Action>>> {
     let mut queue = lock(&shared.queue);
     loop {
-        if let Some(job) = queue.jobs.pop_front() {
+        if let Some(Queued { job, .. }) = queue.jobs.pop_front() {
             let mut jobs = vec![job];
             let mut at = 0;
             while at < queue.jobs.len() {
-                if queue.jobs[at].is_like(&jobs[0]) { jobs.extend(queue.jobs.remove(at)) } else { at += 1 }
+                if queue.jobs[at].job.work.is_like(&jobs[0].work) {
+                    jobs.extend(queue.jobs.remove(at).map(|queued| queued.job));
+                } else {
+                    at += 1;
+                }
             }
             return Some(jobs);
         }

@@ -1,8 +1,9 @@
 //! Tokens, origins and names, from the outside. Which request gets what is a matter of the unit
 //! tests; these show that the decision reaches the wire.
 
+use crate::audit::word_about;
 use crate::daemon::*;
-use rapiddiskd::http::{Access, Limits, Policy, Wake};
+use rapiddiskd::http::{Access, AccessRules, Limits};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -28,10 +29,10 @@ fn tokens_are_asked_for_and_read_again() {
     let scratch = Scratch::new("tokens");
     let path = scratch.0.join("tokens");
     write_tokens(&path, TOKENS);
-    let policy = Policy { token_file: Some(path.clone()), ..Policy::default() };
+    let rules = AccessRules { token_file: Some(path.clone()), ..AccessRules::default() };
     let is_root = rustix::process::geteuid().is_root();
     assert!(is_root, "token files belong to root: this test has to run as root");
-    let daemon = start_with(&[LOOPBACK], Limits::default(), Access::new(policy).unwrap());
+    let daemon = start_with(&[LOOPBACK], Limits::default(), Access::new(rules).unwrap());
     let admin = "Authorization: Bearer 0123456789abcdef\r\n";
     let viewer = "Authorization: Bearer fedcba9876543210\r\n";
     for target in ["/a", "/instant"] {
@@ -41,25 +42,57 @@ fn tokens_are_asked_for_and_read_again() {
         assert_eq!(ask(&daemon, &format!("GET {target}"), viewer).status, 200);
     }
     assert_eq!(ask(&daemon, "POST /a", viewer).status, 403);
-    assert_eq!(ask(&daemon, "POST /caller", admin).body, "ops");
+    assert_eq!(ask(&daemon, "POST /caller-old", admin).status, 200);
+    assert_eq!(word_about("/caller-old", "caller"), "ops");
 
     write_tokens(&path, "admin new 00112233445566778899\n");
-    daemon.tell(Wake::Reload);
-    until(|| ask(&daemon, "GET /a", admin).status == 401);
+    daemon.reload();
+    assert_eq!(ask(&daemon, "GET /a", admin).status, 401);
     let new = "Authorization: Bearer 00112233445566778899\r\n";
-    assert_eq!(ask(&daemon, "POST /caller", new).body, "new");
+    assert_eq!(ask(&daemon, "POST /caller-new", new).status, 200);
+    assert_eq!(word_about("/caller-new", "caller"), "new");
 
     write_tokens(&path, "nonsense\n");
-    daemon.tell(Wake::Reload);
-    std::thread::sleep(Duration::from_millis(200));
+    daemon.reload();
     assert_eq!(ask(&daemon, "POST /a", new).status, 200);
 }
+
+/// How long a test waits for what must happen, however slow the machine is.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub fn until(mut condition: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !condition() {
-        assert!(begin.elapsed() < Duration::from_secs(5));
+        assert!(begin.elapsed() < PATIENCE);
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_public_page_is_for_everybody_and_the_rest_is_not() {
+    let scratch = Scratch::new("public");
+    let path = scratch.0.join("tokens");
+    write_tokens(&path, TOKENS);
+    let rules = AccessRules { token_file: Some(path), ..AccessRules::default() };
+    let daemon = start_with(&[LOOPBACK], Limits::default(), Access::new(rules).unwrap());
+    for fields in ["", "Authorization: Bearer wrong\r\n", "Origin: https://evil.example\r\n"] {
+        let reply = ask(&daemon, "GET /public/page", fields);
+        assert_eq!((reply.status, reply.body.as_str()), (200, "<p>"), "{fields}");
+        assert!(reply.head.contains("\r\nContent-Type: text/html\r\n"), "{}", reply.head);
+        assert!(reply.head.contains("\r\nCache-Control: max-age=60\r\n"), "{}", reply.head);
+        assert!(!reply.head.contains("no-store"), "{}", reply.head);
+    }
+    assert_eq!(ask(&daemon, "GET /a", "").status, 401);
+    assert_eq!(ask(&daemon, "POST /public/page", "").status, 401);
+}
+
+#[test]
+fn a_public_page_is_not_for_names_that_are_not_ours() {
+    let daemon = start(Limits::default());
+    for (host, status) in [("localhost", 200), ("evil.example", 403)] {
+        let mut client = daemon.connect();
+        client.send(&format!("GET /public/page HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        assert_eq!(client.reply().status, status, "{host}");
     }
 }
 
@@ -74,8 +107,9 @@ fn a_refused_head_request_leaves_the_connection_in_order() {
 
 #[test]
 fn pages_are_kept_out_unless_their_origin_is_allowed() {
-    let policy = Policy { allow_origins: vec!["https://console.example".to_owned()], ..Policy::default() };
-    let daemon = start_with(&[LOOPBACK], Limits::default(), Access::new(policy).unwrap());
+    let allow_origins = vec!["https://console.example".to_owned()];
+    let rules = AccessRules { allow_origins, ..AccessRules::default() };
+    let daemon = start_with(&[LOOPBACK], Limits::default(), Access::new(rules).unwrap());
     let from = |origin: &str| format!("Origin: {origin}\r\n");
     assert_eq!(ask(&daemon, "POST /a", &from("https://evil.example")).status, 403);
     let question = "Access-Control-Request-Method: POST\r\n";

@@ -1,9 +1,10 @@
 //! What the log says of changes.
 
+use crate::access::PATIENCE;
 use crate::daemon::*;
 use log::{LevelFilter, Log, Metadata, Record};
 use rapiddiskd::http::Limits;
-use std::sync::Mutex;
+use std::sync::{Mutex, Once};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,22 @@ impl Log for Sink {
 
 static SINK: Sink = Sink(Mutex::new(Vec::new()));
 
+/// From now on audit lines are kept.
+pub fn install() {
+    static INSTALL: Once = Once::new();
+    INSTALL.call_once(|| {
+        log::set_logger(&SINK).unwrap();
+        log::set_max_level(LevelFilter::Info);
+    });
+}
+
+/// A word of the one line about a target that no other test asks for: what follows `name=`.
+pub fn word_about(target: &str, name: &str) -> String {
+    let line = line_about(target);
+    let word = line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    word.unwrap_or_else(|| panic!("no {name} in {line}")).to_owned()
+}
+
 /// The one line about a target that no other test asks for.
 fn line_about(target: &str) -> String {
     let begin = Instant::now();
@@ -34,15 +51,13 @@ fn line_about(target: &str) -> String {
         if let [line] = &lines[..] {
             return line.clone();
         }
-        assert!(lines.is_empty() && begin.elapsed() < Duration::from_secs(5), "{target}: {lines:?}");
+        assert!(lines.is_empty() && begin.elapsed() < PATIENCE, "{target}: {lines:?}");
         thread::sleep(Duration::from_millis(20));
     }
 }
 
 #[test]
 fn every_change_has_one_line_done_or_not() {
-    log::set_logger(&SINK).unwrap();
-    log::set_max_level(LevelFilter::Info);
     let daemon = start(Limits::default());
     let mut client = daemon.connect();
     let peer = client.stream.local_addr().unwrap();

@@ -1,11 +1,12 @@
 //! What clients may take, and what becomes of those that take more.
 
 use crate::access::until;
+use crate::audit::word_about;
 use crate::daemon::*;
 use rapiddiskd::http::Limits;
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
-use std::thread::{self};
+use std::thread;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -16,7 +17,7 @@ fn changes_are_bounded_and_reads_go_on() {
         client.send("POST /wait HTTP/1.1\r\nHost: localhost\r\n\r\n");
     }
     let mut third = daemon.connect();
-    thread::sleep(Duration::from_millis(200));
+    daemon.until_taken("/wait", 2);
     third.send("POST /third HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let reply = third.reply();
     assert_eq!(reply.status, 503);
@@ -38,26 +39,30 @@ fn changes_are_bounded_and_reads_go_on() {
 
 #[test]
 fn with_every_worker_held_requests_are_refused_in_time_and_instant_ones_answered() {
-    let time = Duration::from_secs(2);
+    // Much longer than the requests below take on a slow machine.
+    let time = Duration::from_secs(5);
     let limits = Limits { workers: 2, queue: 1, queue_time: time, ..Limits::default() };
     let daemon = start(limits);
     let mut held: Vec<_> = (0..2).map(|_| daemon.connect()).collect();
-    for client in &mut held {
-        client.send("GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    for (client, number) in held.iter_mut().zip(1..) {
+        // Equal ones could share a worker.
+        client.send(&format!("GET /wait/{number} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
         // Until a worker has it, it takes the one place in the queue.
-        thread::sleep(time / 5);
+        daemon.until_at_gate(number);
     }
     let begin = Instant::now();
     let mut queued = daemon.connect();
     queued.send("GET /queued HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    thread::sleep(time / 10);
+    daemon.until_taken("/queued", 1);
     assert_eq!(daemon.get("/too-many").status, 503);
     assert_eq!(daemon.get("/instant").status, 200);
     assert!(begin.elapsed() < time);
     assert_eq!(queued.reply().status, 503);
     assert!(begin.elapsed() >= time);
-    for client in &mut held {
+    for _ in &held {
         daemon.gate.send(()).unwrap();
+    }
+    for client in &mut held {
         assert_eq!(client.reply().status, 200);
     }
     queued.send("GET /again HTTP/1.1\r\nHost: localhost\r\n\r\n");
@@ -91,6 +96,7 @@ fn every_state_has_its_deadline() {
     assert!(begin.elapsed() >= time * 2 && begin.elapsed() < time * 2 + Duration::from_millis(1500));
     let mut lazy = daemon.connect();
     lazy.send("GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    // The server gives up on a client that takes nothing, which this one would see only by reading.
     thread::sleep(time * 4);
     lazy.stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let mut all = Vec::new();
@@ -104,6 +110,7 @@ fn a_large_answer_arrives_whole_at_a_slow_reader() {
     let mut client = daemon.connect();
     client
         .send("GET /large HTTP/1.1\r\nHost: localhost\r\n\r\nGET /next HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    // Nothing is read until the socket is full.
     thread::sleep(Duration::from_millis(300));
     assert_eq!(client.reply().body.len(), 8 << 20);
     assert_eq!(client.reply().body, "GET /next");
@@ -125,15 +132,21 @@ fn when_full_the_oldest_idle_connection_gives_way_and_never_a_busy_one() {
     let daemon = start(Limits { connections: 4, per_address: 4, ..Limits::default() });
     let mut busy = daemon.connect();
     busy.send("GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    let mut reading = daemon.connect();
+    daemon.until_at_gate(1);
+    // One that was answered is new no longer.
+    let answered = || {
+        let mut client = daemon.connect();
+        client.send("GET /instant HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        assert_eq!(client.reply().status, 200);
+        client
+    };
+    let mut reading = answered();
     reading.send("GET");
-    let mut idle: Vec<_> = (0..2).map(|_| daemon.connect()).collect();
-    thread::sleep(Duration::from_millis(200));
+    let mut idle = [answered(), answered()];
     assert_eq!(daemon.get("/instant").status, 200);
     assert_eq!(idle[0].stream.read(&mut [0]).unwrap(), 0);
     // Three more take the places of all but the busy one.
     let more: Vec<_> = (0..3).map(|_| daemon.connect()).collect();
-    thread::sleep(Duration::from_millis(200));
     assert_eq!(idle[1].stream.read(&mut [0]).unwrap(), 0);
     drop(more);
     daemon.gate.send(()).unwrap();
@@ -144,13 +157,12 @@ fn when_full_the_oldest_idle_connection_gives_way_and_never_a_busy_one() {
 fn one_address_has_no_more_than_its_share() {
     let daemon = start(Limits { connections: 8, per_address: 2, ..Limits::default() });
     let mut clients: Vec<_> = (0..3).map(|_| daemon.connect()).collect();
-    thread::sleep(Duration::from_millis(200));
     assert_eq!(clients[0].stream.read(&mut [0]).unwrap(), 0);
     let other = SocketAddr::new("::1".parse().unwrap(), daemon.address.port());
     let mut other = Client::new(TcpStream::connect(other).unwrap());
-    thread::sleep(Duration::from_millis(200));
-    other.send("GET /peer HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    assert!(other.reply().body.starts_with("[::1]:"));
+    other.send("POST /from-another HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    assert_eq!(other.reply().status, 200);
+    assert!(word_about("/from-another", "peer").starts_with("[::1]:"));
     for client in &mut clients[1..] {
         // Of two connections one may have a request at a worker, and that may not have come back yet.
         client.send("GET /instant HTTP/1.1\r\nHost: localhost\r\n\r\n");

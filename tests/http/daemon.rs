@@ -1,56 +1,19 @@
-//! A server with a service that stands in for the API, and a client.
+//! A server over the stub service, and a client.
 
-use rapiddiskd::http::{Access, Answer, Limits, Listen, Method, Request, Server, Service, Wake};
+use crate::access::until;
+use crate::audit;
+use crate::stub::{Seen, Stub};
+use rapiddiskd::http::{Access, Limits, Listen, Server, Wake};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::{AsFd, OwnedFd};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
-
-/// Handlers block on `gate` where their path says so, until the test lets them go.
-struct Stub {
-    gate: Mutex<Receiver<()>>,
-}
-
-impl Service for Stub {
-    fn is_change(&self, method: &Method, target: &str) -> bool {
-        assert_ne!(target, "/panic-in-routing");
-        *method == Method::Post
-    }
-
-    fn is_instant(&self, _method: &Method, target: &str) -> bool {
-        target.starts_with("/instant")
-    }
-
-    fn answer(&self, request: &Request) -> Answer {
-        let target = request.target.as_str();
-        if target.ends_with("/panic") {
-            panic!("a handler's fault");
-        }
-        if target.starts_with("/wait") {
-            self.gate.lock().unwrap().recv().unwrap();
-        }
-        if target.starts_with("/sleep") {
-            thread::sleep(Duration::from_millis(300));
-        }
-        match target {
-            "/large" => Answer::from_data(vec![b'x'; 8 << 20]),
-            "/caller" => Answer::from_string(request.caller.as_deref().unwrap_or("-")),
-            "/peer" => Answer::from_string(request.peer.to_string()),
-            "/body" => Answer::from_data(request.body.clone()),
-            _ => Answer::from_string(format!("{} {target}", request.method)),
-        }
-    }
-
-    fn refusal(&self, status: u16, message: &str) -> Answer {
-        assert_ne!(message, "");
-        Answer::from_string(message).with_status_code(status)
-    }
-}
 
 /// What is written to the descriptor that wakes the server.
 const STOP: u64 = 1;
@@ -62,7 +25,9 @@ pub const LOOPBACK: Listen = Listen::Tcp(SocketAddr::V4(SocketAddrV4::new(Ipv4Ad
 
 pub struct Daemon {
     pub address: SocketAddr,
+    /// Lets one handler go that waits at the gate.
     pub gate: Sender<()>,
+    pub seen: Arc<Seen>,
     orders: OwnedFd,
     pub thread: Option<JoinHandle<io::Result<()>>>,
 }
@@ -81,11 +46,15 @@ pub fn start_with(listen: &[Listen], limits: Limits, access: Access) -> Daemon {
     let (gate, receiver) = channel();
     let orders = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
     let wake = orders.try_clone().unwrap();
-    let service = Arc::new(Stub { gate: Mutex::new(receiver) });
+    audit::install();
+    let seen = Arc::new(Seen::default());
+    let service = Arc::new(Stub::new(receiver, Arc::clone(&seen)));
+    let taken = Arc::clone(&seen);
     let thread = thread::spawn(move || {
         let mut take = || {
             let mut order = [0; 8];
             rustix::io::read(&wake, &mut order).unwrap();
+            taken.orders.fetch_add(1, Ordering::SeqCst);
             match u64::from_ne_bytes(order) {
                 RELOAD => Wake::Reload,
                 STOP => Wake::Stop,
@@ -94,7 +63,7 @@ pub fn start_with(listen: &[Listen], limits: Limits, access: Access) -> Daemon {
         };
         server.run(service, wake.as_fd(), &mut take)
     });
-    Daemon { address: ([127, 0, 0, 1], port).into(), gate, orders, thread: Some(thread) }
+    Daemon { address: ([127, 0, 0, 1], port).into(), gate, seen, orders, thread: Some(thread) }
 }
 
 impl Daemon {
@@ -109,6 +78,26 @@ impl Daemon {
         let mut client = self.connect();
         client.send(&format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
         client.reply()
+    }
+
+    /// Waits until so many handlers came to the gate in all.
+    pub fn until_at_gate(&self, handlers: usize) {
+        until(|| self.seen.at_gate.load(Ordering::SeqCst) == handlers);
+    }
+
+    /// Waits until so many requests for this target in all were answered or are at the workers.
+    pub fn until_taken(&self, target: &str, requests: usize) {
+        until(|| self.seen.routed(target) == requests);
+        // The I/O thread answers this one after it has seen to those.
+        assert_eq!(self.get("/instant").status, 200);
+    }
+
+    /// Tells the server to read its files again, and waits until it does.
+    pub fn reload(&self) {
+        let before = self.seen.orders.load(Ordering::SeqCst);
+        self.tell(Wake::Reload);
+        // It sees to no request between taking the order and carrying it out.
+        until(|| self.seen.orders.load(Ordering::SeqCst) > before);
     }
 
     pub fn tell(&self, order: Wake) {
@@ -167,10 +156,37 @@ impl<S: Read + Write> Client<S> {
         (head, length)
     }
 
-    pub fn bare_head(&mut self) -> String {
+    /// Chunks up to the last one, put together.
+    pub fn chunks(&mut self) -> Vec<u8> {
+        let mut body = Vec::new();
         loop {
-            if let Some(end) = self.input.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
-                let head: Vec<u8> = self.input.drain(..end + 4).collect();
+            let line = self.take_through(b"\r\n");
+            let length = usize::from_str_radix(line.trim_end(), 16).unwrap();
+            while self.input.len() < length + 2 {
+                assert!(self.fill(), "the connection ended within a chunk");
+            }
+            body.extend(self.input.drain(..length));
+            assert_eq!(self.take_through(b"\r\n"), "\r\n");
+            if length == 0 {
+                return body;
+            }
+        }
+    }
+
+    /// All that comes until the server closes.
+    pub fn rest(&mut self) -> Vec<u8> {
+        while self.fill() {}
+        std::mem::take(&mut self.input)
+    }
+
+    pub fn bare_head(&mut self) -> String {
+        self.take_through(b"\r\n\r\n")
+    }
+
+    fn take_through(&mut self, mark: &[u8]) -> String {
+        loop {
+            if let Some(end) = self.input.windows(mark.len()).position(|bytes| bytes == mark) {
+                let head: Vec<u8> = self.input.drain(..end + mark.len()).collect();
                 return String::from_utf8(head).unwrap();
             }
             assert!(self.fill(), "the connection ended within a head: {:?}", self.input);

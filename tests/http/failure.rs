@@ -62,14 +62,15 @@ fn neither_held_workers_nor_a_full_log_hold_up_that_end() {
     fill(&mut writer);
     let command = where_lists_never_end();
     let mut program = Program::start_by(command, Ipv4Addr::LOCALHOST, &["--workers", "3"], writer.into());
+    let held = || places(&program).iter().filter(|place| *place == "wait_for_partner").count();
     let ask = |number| {
         let mut client = Client::new(TcpStream::connect((Ipv4Addr::LOCALHOST, program.port)).unwrap());
-        // Equal ones could share a worker.
-        client.send(&format!("GET /v1/listAllResources?{number} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+        client.send("GET /v1/listAllResources HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        // Equal ones that wait together share a worker.
+        until(|| held() == number);
         client
     };
-    let _clients: Vec<_> = (0..3).map(ask).collect();
-    until(|| places(&program).iter().filter(|place| *place == "wait_for_partner").count() == 3);
+    let _clients: Vec<_> = (1..=3).map(ask).collect();
     let _fault = Fault::inject(&program);
     assert_eq!(program.exit_status().code(), Some(1));
 }

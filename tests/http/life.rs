@@ -1,5 +1,6 @@
 //! Listening, and stopping.
 
+use crate::audit::word_about;
 use crate::daemon::*;
 use rapiddiskd::http::{Access, Limits, Listen, Peer, Server, Wake};
 use std::io::ErrorKind;
@@ -7,7 +8,6 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::thread::{self};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -16,7 +16,7 @@ fn stopping_lets_what_runs_finish_and_takes_nothing_new() {
     let mut idle = daemon.connect();
     let mut busy = daemon.connect();
     busy.send("POST /wait HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    thread::sleep(Duration::from_millis(200));
+    daemon.until_at_gate(1);
     daemon.tell(Wake::Stop);
     idle.ends();
     assert_eq!(TcpStream::connect(daemon.address).unwrap_err().kind(), ErrorKind::ConnectionRefused);
@@ -45,7 +45,7 @@ fn stopping_does_not_wait_for_ever() {
     let mut daemon = start(Limits { grace: Duration::from_millis(500), ..Limits::default() });
     let mut busy = daemon.connect();
     busy.send("GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    thread::sleep(Duration::from_millis(200));
+    daemon.until_at_gate(1);
     let begin = Instant::now();
     daemon.tell(Wake::Stop);
     daemon.thread.take().unwrap().join().unwrap().unwrap();
@@ -60,7 +60,7 @@ fn a_panic_of_the_io_thread_is_not_swallowed() {
     let mut daemon = start(Limits::default());
     let mut busy = daemon.connect();
     busy.send("GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n");
-    thread::sleep(Duration::from_millis(200));
+    daemon.until_at_gate(1);
     daemon.order(NONSENSE);
     daemon.thread.take().unwrap().join().unwrap_err();
     busy.ends();
@@ -76,9 +76,9 @@ fn a_taken_port_is_an_error_that_names_it() {
     assert!(error.to_string().contains(&daemon.address.to_string()), "{error}");
 }
 
-fn get_over_unix(path: &Path) -> Reply {
+fn post_over_unix(path: &Path, target: &str) -> Reply {
     let mut client = Client::new(UnixStream::connect(path).unwrap());
-    client.send("GET /peer HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    client.send(&format!("POST {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
     client.reply()
 }
 
@@ -91,10 +91,11 @@ fn a_unix_socket_is_private_and_replaced_only_when_stale() {
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     let daemon = start_at(&listen, Limits::default());
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    assert_eq!(get_over_unix(&path).body, "unix");
+    assert_eq!(post_over_unix(&path, "/over-unix").status, 200);
+    assert_eq!(word_about("/over-unix", "peer"), "unix");
     let error = Server::bind(&listen, Limits::default(), Access::default()).unwrap_err();
     assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
-    assert_eq!(get_over_unix(&path).status, 200);
+    assert_eq!(post_over_unix(&path, "/still-there").status, 200);
     drop(daemon);
     assert!(!path.exists());
     std::fs::write(&path, "no socket").unwrap();

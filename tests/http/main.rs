@@ -9,3 +9,5 @@ mod life;
 mod notify;
 mod program;
 mod requests;
+mod responses;
+mod stub;

@@ -8,6 +8,7 @@ use std::io::{ErrorKind, PipeReader, Read, Write, pipe};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ const END: Duration = Duration::from_secs(5);
 
 /// A change that does nothing, there being no such disk, wherever it is allowed.
 const CHANGE: &str = "POST /v1/removeRapidDisk/rd9999";
+const GAP: &str = "lines are missing here: the log was full";
 const READ: &str = "GET /v1/checkServiceStatus";
 
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_rapiddiskd");
@@ -160,16 +162,23 @@ fn a_reader_that_is_late_gets_the_lines_and_how_many_are_missing() {
         client.send(&format!("{long} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
         assert_ne!(client.reply().status, 200);
     }
+    let text = Arc::new(Mutex::new(Vec::new()));
+    let read = Arc::clone(&text);
     let late = thread::spawn(move || {
-        let mut text = Vec::new();
-        reader.read_to_end(&mut text).unwrap();
-        String::from_utf8(text).unwrap()
+        let mut part = [0; 4096];
+        while let length @ 1.. = reader.read(&mut part).unwrap() {
+            read.lock().unwrap().extend_from_slice(&part[..length]);
+        }
     });
-    thread::sleep(Duration::from_secs(1));
-    assert_eq!(program.status(CHANGE, "Origin: http://evil.example\r\n"), 403);
+    // The gap is told with the first line for which there is room again.
+    until(|| {
+        assert_eq!(program.status(CHANGE, "Origin: http://evil.example\r\n"), 403);
+        String::from_utf8_lossy(&text.lock().unwrap()).contains(GAP)
+    });
     assert_eq!(program.end(Signal::TERM).code(), Some(0));
-    let text = late.join().unwrap();
-    assert!(text.contains("lines are missing here: the log was full"), "{}", text.len());
+    late.join().unwrap();
+    let text = String::from_utf8(text.lock().unwrap().clone()).unwrap();
+    assert!(text.contains(GAP), "{}", text.len());
     assert!(text.ends_with("stopped\n"), "{}", &text[text.len() - 200..]);
 }
 

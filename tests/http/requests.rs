@@ -2,8 +2,6 @@
 
 use crate::daemon::*;
 use rapiddiskd::http::Limits;
-use std::thread;
-use std::time::Duration;
 
 #[test]
 fn requests_are_answered_by_workers_and_at_once() {
@@ -162,12 +160,13 @@ fn equal_reads_that_wait_together_get_one_answer() {
     let ask = |request: &str| {
         let mut client = daemon.connect();
         client.send(&format!("{request} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
-        thread::sleep(Duration::from_millis(50));
         client
     };
     let mut held = ["GET /wait/1", "POST /wait/2"].map(ask);
+    daemon.until_at_gate(2);
     let mut equal = ["GET /wait/3"; 3].map(ask);
     let mut other = ask("HEAD /wait/3");
+    daemon.until_taken("/wait/3", 4);
     // Each takes one: the two that run, the three together, and the other one.
     for _ in 0..4 {
         daemon.gate.send(()).unwrap();

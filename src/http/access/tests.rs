@@ -6,7 +6,7 @@ const ADMIN: &str = "Bearer admin-admin-admin-admin";
 const VIEW: &str = "bearer viewer-viewer-viewer-viewer";
 
 fn open() -> Access {
-    Access::new(Policy { open: true, ..Policy::default() }).unwrap()
+    Access::new(AccessRules { open: true, ..AccessRules::default() }).unwrap()
 }
 
 fn with_tokens() -> Access {
@@ -16,8 +16,9 @@ fn with_tokens() -> Access {
 
 fn allowing(hosts: &[&str], origins: &[&str]) -> Access {
     let own = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
-    let policy = Policy { allow_hosts: own(hosts), allow_origins: own(origins), ..Policy::default() };
-    Access::new(policy).unwrap()
+    let rules =
+        AccessRules { allow_hosts: own(hosts), allow_origins: own(origins), ..AccessRules::default() };
+    Access::new(rules).unwrap()
 }
 
 fn ip(text: &str) -> Peer {
@@ -33,10 +34,14 @@ fn fields<'b>(host: &'b str, origin: Option<&'b str>, authorization: Option<&'b 
     }
 }
 
+fn class(is_change: bool) -> Class {
+    if is_change { Class::Change } else { Class::Read }
+}
+
 /// The status of a refusal, or 0 for a request that passes.
 fn status(access: &Access, peer: &Peer, fields: &Fields<'_>, is_change: bool) -> u16 {
     let method = if is_change { Method::Post } else { Method::Get };
-    match access.judge(peer, &method, fields, is_change).decision {
+    match access.judge(peer, &method, fields, class(is_change)).decision {
         Decision::Pass => 0,
         Decision::Preflight => 204,
         Decision::Refuse(refusal) => refusal.status,
@@ -90,11 +95,22 @@ fn with_tokens_nobody_comes_in_without_one() {
 }
 
 #[test]
+fn a_public_page_needs_no_token_but_the_right_host() {
+    let public = |access: &Access, host| {
+        let fields = fields(host, Some("https://evil.example"), None);
+        access.judge(&ip("192.0.2.9"), &Method::Get, &fields, Class::Public).decision
+    };
+    assert_eq!(public(&with_tokens(), "a"), Decision::Pass);
+    assert_eq!(public(&Access::default(), "localhost"), Decision::Pass);
+    assert_eq!(public(&Access::default(), "evil.example"), Decision::Refuse(STRANGE_HOST));
+}
+
+#[test]
 fn callers_are_known_by_name_when_refused_too() {
     let access = with_tokens();
     let caller = |authorization| {
         let fields = fields("a", None, authorization);
-        access.judge(&ip("192.0.2.9"), &Method::Post, &fields, true).caller
+        access.judge(&ip("192.0.2.9"), &Method::Post, &fields, Class::Change).caller
     };
     assert_eq!(caller(Some(ADMIN)).as_deref(), Some("ops"));
     assert_eq!(caller(Some(VIEW)).as_deref(), Some("eye"));
@@ -172,7 +188,7 @@ fn an_allowed_origin_is_answered_and_others_are_not() {
     let access = allowing(&[], &["https://console.example"]);
     let judge = |origin, method: Method, preflight| {
         let fields = Fields { preflight, ..fields("127.0.0.1", Some(origin), None) };
-        access.judge(&ip("127.0.0.1"), &method, &fields, method == Method::Post)
+        access.judge(&ip("127.0.0.1"), &method, &fields, class(method == Method::Post))
     };
     let fine = judge("https://console.example", Method::Post, false);
     assert_eq!((fine.origin.as_deref(), fine.decision), (Some("https://console.example"), Decision::Pass));
@@ -196,28 +212,28 @@ fn a_preflight_needs_no_token_and_what_follows_does() {
     let access = Access { origins: vec!["https://console.example".into()], ..with_tokens() };
     let fields = Fields { preflight: true, ..fields("a", Some("https://console.example"), None) };
     let peer = ip("192.0.2.9");
-    assert_eq!(access.judge(&peer, &Method::Options, &fields, false).decision, Decision::Preflight);
-    let then = access.judge(&peer, &Method::Post, &fields, true);
+    assert_eq!(access.judge(&peer, &Method::Options, &fields, Class::Read).decision, Decision::Preflight);
+    let then = access.judge(&peer, &Method::Post, &fields, Class::Change);
     assert_eq!(then.decision, Decision::Refuse(NOT_AUTHENTICATED));
     assert!(then.origin.is_some(), "the page must be able to read the refusal");
 }
 
 #[test]
-fn contradictory_or_malformed_policies_are_errors() {
-    let error = |policy| Access::new(policy).unwrap_err().to_string();
-    let both = Policy { open: true, token_file: Some("/nonexistent".into()), ..Policy::default() };
+fn contradictory_or_malformed_rules_are_errors() {
+    let error = |rules| Access::new(rules).unwrap_err().to_string();
+    let both = AccessRules { open: true, token_file: Some("/nonexistent".into()), ..AccessRules::default() };
     assert!(error(both).contains("--open"));
     for origin in ["console.example", "https://", "https://a/", "https://A", "*", "null", "ftp://a"] {
-        let policy = Policy { allow_origins: vec![origin.to_owned()], ..Policy::default() };
-        assert!(error(policy).contains(origin), "{origin}");
+        let rules = AccessRules { allow_origins: vec![origin.to_owned()], ..AccessRules::default() };
+        assert!(error(rules).contains(origin), "{origin}");
     }
 }
 
 #[test]
 fn a_host_to_allow_that_could_never_match_is_an_error() {
     for host in ["storage.example:9118", "[::1]", "http://storage.example", ".", "", "a b", "caf\u{e9}"] {
-        let policy = Policy { allow_hosts: vec![host.to_owned()], ..Policy::default() };
-        let error = Access::new(policy).unwrap_err().to_string();
+        let rules = AccessRules { allow_hosts: vec![host.to_owned()], ..AccessRules::default() };
+        let error = Access::new(rules).unwrap_err().to_string();
         assert!(error.contains("without a port"), "{host}: {error}");
     }
 }
@@ -225,7 +241,7 @@ fn a_host_to_allow_that_could_never_match_is_an_error() {
 #[test]
 fn a_bad_token_file_keeps_the_old_tokens() {
     let mut access = with_tokens();
-    access.policy.token_file = Some("/nonexistent/tokens".into());
+    access.rules.token_file = Some("/nonexistent/tokens".into());
     access.reload();
     assert_eq!(status(&access, &ip("192.0.2.9"), &fields("a", None, Some(ADMIN)), true), 0);
 }

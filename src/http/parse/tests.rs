@@ -3,6 +3,25 @@
 use super::*;
 use proptest::prelude::*;
 
+/// What a buffer holds.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome<'b> {
+    /// No complete request yet, and nothing wrong so far.
+    Wait,
+    /// A complete request, head and body.
+    Request(Head<'b>),
+    /// Something that ends the connection.
+    Error(Refusal),
+}
+
+fn parse<'b>(buffer: &'b [u8], limits: &Limits) -> Outcome<'b> {
+    match super::parse(buffer, limits) {
+        Ok(None) => Outcome::Wait,
+        Ok(Some(head)) => Outcome::Request(head),
+        Err(refusal) => Outcome::Error(refusal),
+    }
+}
+
 fn outcome(bytes: &[u8]) -> Outcome<'_> {
     parse(bytes, &Limits::default())
 }
@@ -163,6 +182,16 @@ fn bodies_are_bounded_before_a_byte_of_them_is_read() {
     assert_eq!(parse(&with_field("Content-Length: 5000"), &limits), Outcome::Wait);
     let over = with_field("Content-Length: 5001");
     assert!(matches!(parse(&over, &limits), Outcome::Error(Refusal { status: 413, .. })));
+}
+
+#[test]
+fn a_route_may_take_a_longer_body() {
+    let limits = Limits::default();
+    let status = |length, of_route| check_body(length, of_route, &limits).map_err(|refusal| refusal.status);
+    assert_eq!((status(1024, 0), status(1025, 0)), (Ok(()), Err(413)));
+    assert_eq!((status(5000, 5000), status(5001, 5000)), (Ok(()), Err(413)));
+    // What is dropped where nobody wants it may come to a route that takes less.
+    assert_eq!((status(1024, 10), status(1025, 10)), (Ok(()), Err(413)));
 }
 
 #[test]
