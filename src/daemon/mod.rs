@@ -15,7 +15,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use log::{LevelFilter, info, warn};
+use log::{LevelFilter, debug, info, warn};
 
 pub use error::Error;
 pub use quiesce::quiesce;
@@ -48,7 +48,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
 
     let root = Root::new("/");
     if let Err(error) = privileges::stay_when_memory_runs_out(&root) {
-        info!("when memory runs out, the kernel may end this daemon as any other program: {error}");
+        debug!("when memory runs out, the kernel may end this daemon as any other program: {error}");
     }
     // The ports are open, and no other thread runs yet.
     privileges::restrict().map_err(Error::of("cannot drop privileges"))?;
