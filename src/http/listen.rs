@@ -17,8 +17,8 @@ const BACKLOG: i32 = 1024;
 /// ours, for the case that a client's host is gone.
 const USER_TIMEOUT: u32 = 20_000;
 
-/// Bytes that the kernel keeps of a connection, besides its own overhead: a client that never reads
-/// or of which nothing is read must not make it grow these by itself, up to megabytes each.
+/// Bytes that the kernel buffers for a connection. Without these bounds it enlarges the buffers by
+/// itself, up to megabytes each, for a client that does not read or from which nothing is read.
 const SEND_BUFFER: usize = 64 << 10;
 const RECEIVE_BUFFER: usize = 32 << 10;
 
@@ -90,7 +90,7 @@ impl Listener {
     pub fn accept(&self) -> Result<(OwnedFd, Peer), Errno> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let (socket, address) = net::acceptfrom_with(&self.socket, flags)?;
-        // Not to be guessed from the address: a Unix peer has rights that others lack.
+        // This is not guessed from the address, because a Unix peer has more rights than others.
         if self.file.is_some() {
             return Ok((socket, Peer::Unix));
         }
@@ -148,7 +148,7 @@ fn open_unix(path: &Path) -> io::Result<Listener> {
     Ok(Listener { socket, file: Some(file) })
 }
 
-/// The socket's file is there with mode 0600 from its first moment.
+/// Binds the socket so that its file has mode 0600 from the first moment.
 fn bind_private(socket: &OwnedFd, address: &SocketAddrUnix) -> Result<(), Errno> {
     let before = umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
     let bound = net::bind(socket, address);

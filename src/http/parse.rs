@@ -1,4 +1,4 @@
-//! From received bytes to a request, an error with a status code, or the wish for more bytes.
+//! Finds in received bytes a request or an error with a status code, or that more bytes are needed.
 //!
 //! `httparse` does the grammar; this module adds the bounds and the stricter rules. The outcome
 //! depends on the bytes alone, never on how they were split into reads: whatever is wrong first
@@ -124,7 +124,7 @@ fn first_fault(window: &[u8], limits: &Limits) -> (usize, Option<Refusal>) {
     });
     let bare = bare.map(|at| (at, 400, "A line ends without CR."));
     let too_long = too_long.map(|at| (at, 414, "The request target is too long."));
-    // Of two at one place the target's length comes first: the line's end is one byte further.
+    // If both are at one place, the target is at fault: the bad line end comes right after it.
     match too_long.into_iter().chain(bare).min_by_key(|&(at, ..)| at) {
         Some((at, status, message)) => (at, Some(Refusal { status, message })),
         None => (window.len(), None),
@@ -152,7 +152,7 @@ fn explain(error: httparse::Error, text: &[u8]) -> Refusal {
     Refusal { status, message }
 }
 
-/// What the fields of a complete head mean.
+/// Reads the fields of a complete head.
 fn understand<'b>(request: &httparse::Request<'_, 'b>, head_length: usize) -> Result<Head<'b>, Refusal> {
     let method = Method::from_str(request.method.unwrap_or_default());
     let target = request.path.unwrap_or_default();

@@ -53,7 +53,7 @@ impl Drop for Secret {
     }
 }
 
-/// Overwrites bytes, and lets the compiler believe that somebody looks at them afterwards.
+/// Overwrites bytes. The compiler may not leave that out: for all it knows, they are read afterwards.
 fn wipe(bytes: &mut [u8]) {
     bytes.fill(0);
     black_box(bytes);
@@ -63,7 +63,7 @@ fn wipe(bytes: &mut [u8]) {
 #[derive(Default)]
 pub(super) struct Tokens(Vec<Token>);
 
-/// How many, and nothing else.
+/// Shows how many there are, and nothing else.
 impl fmt::Debug for Tokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} tokens", self.0.len())
@@ -89,7 +89,7 @@ impl Tokens {
         tokens.map_err(|error| name(io::Error::new(io::ErrorKind::InvalidData, error)))
     }
 
-    /// Understands the text of a token file.
+    /// Parses the text of a token file.
     ///
     /// # Errors
     /// The number of the wrong line, and what is wrong with it.
@@ -115,7 +115,7 @@ impl Tokens {
         Ok(Tokens(tokens))
     }
 
-    /// The holder of a token. Every token is compared, so that the time tells nothing of which.
+    /// The holder of a token. Every token is compared, so that the time does not tell which one it is.
     pub(super) fn find(&self, candidate: &[u8]) -> Option<(Role, Arc<str>)> {
         let matching = |found, token| if Token::is(token, candidate) { Some(token) } else { found };
         self.0.iter().fold(None, matching).map(|token| (token.role, Arc::clone(&token.name)))
@@ -128,12 +128,12 @@ impl Token {
     }
 }
 
-/// A viewer's token that is in no file: the daemon's own, for asking itself.
+/// A viewer's token that is in no file: with it the daemon sends requests to itself.
 #[derive(Default)]
 pub(super) struct Own(Option<Secret>);
 
 impl Own {
-    /// Makes a token and gives it to the only one who is to know it.
+    /// Makes the token. Only the caller knows it.
     ///
     /// # Errors
     /// The kernel has no random numbers.
@@ -147,13 +147,13 @@ impl Own {
         Ok(token)
     }
 
-    /// Whether it is this one.
+    /// Whether `candidate` is this token.
     pub fn is(&self, candidate: &[u8]) -> bool {
         self.0.as_ref().is_some_and(|own| own.is(candidate))
     }
 }
 
-/// Nothing of it.
+/// Shows nothing of the token.
 impl fmt::Debug for Own {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Own")
