@@ -140,6 +140,16 @@ fn each_room_imports_only_those_it_may_know() {
     assert_none("a room imports what it must not know", &complaints);
 }
 
+#[test]
+fn each_file_is_declared_as_a_module() {
+    let imports = Imports::of(&sources("src"));
+    let declared: BTreeSet<_> = imports.files().map(|file| file.path.as_str()).collect();
+    let all = sources("src").into_iter().map(|(path, _)| path);
+    let others: Vec<_> =
+        all.filter(|path| !path.ends_with("/tests.rs") && !declared.contains(path.as_str())).collect();
+    assert_none("files that no module declares, or that only unit tests do", &others);
+}
+
 /// The files that can be reached from `start` over imports, each with the file before it on a
 /// shortest way.
 fn reached<'a>(uses: &'a BTreeMap<String, imports::Uses>, start: &'a str) -> BTreeMap<&'a str, &'a str> {
