@@ -281,7 +281,10 @@ fn the_runtime_dependencies_are_these_and_no_other() {
     let mut names: Vec<_> =
         section.lines().filter_map(|line| line.split_once(" = ")).map(|(name, _)| name).collect();
     names.sort_unstable();
-    assert_eq!(names, ["httparse", "lexopt", "log", "rustix", "serde_json", "simple_logger", "tiny_http"]);
+    assert_eq!(
+        names,
+        ["dlmalloc", "httparse", "lexopt", "log", "rustix", "serde_json", "simple_logger", "tiny_http"]
+    );
 }
 
 #[test]

@@ -169,6 +169,8 @@ pub(super) struct Conn<A> {
     pub deadline: Option<Instant>,
     pub input: Input,
     pub readiness: Readiness,
+    /// Whether epoll tells of its socket. Most connections that bring one request alone end before.
+    pub is_watched: bool,
 }
 
 impl<A> Conn<A> {
@@ -183,7 +185,9 @@ impl<A> Conn<A> {
             since: now,
             deadline: Some(now + limits.idle_time),
             input: Input::default(),
-            readiness: Readiness::Drained,
+            // Its first request may have come with it.
+            readiness: Readiness::Readable,
+            is_watched: false,
         }
     }
 

@@ -11,7 +11,8 @@ use crate::http::render::{Rendered, Rest, Shape};
 use crate::http::service::Service;
 use crate::http::slots::Slots;
 use crate::http::workers::{Done, Job, Line, Unsent};
-use rustix::event::epoll::EventFlags;
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -27,6 +28,7 @@ type GoesOn = bool;
 
 /// All connections, and what it takes to go on with them.
 pub(super) struct Connections<S: Service> {
+    epoll: Arc<OwnedFd>,
     pub slots: Slots<S::Action>,
     pub dispatcher: Dispatcher<S>,
     /// The time of this turn of the loop.
@@ -49,8 +51,9 @@ impl<S: Service> Drop for Connections<S> {
 
 impl<S: Service> Connections<S> {
     /// No connections yet.
-    pub fn new(dispatcher: Dispatcher<S>) -> Connections<S> {
+    pub fn new(epoll: Arc<OwnedFd>, dispatcher: Dispatcher<S>) -> Connections<S> {
         Connections {
+            epoll,
             slots: Slots::new(),
             now: Instant::now(),
             stopping: false,
@@ -61,12 +64,27 @@ impl<S: Service> Connections<S> {
         }
     }
 
-    /// Takes a new connection in.
-    pub fn add(&mut self, line: Line, peer: Peer) -> (u64, Arc<Line>) {
+    /// Takes a new connection in, and goes on with it: its first request is often here already.
+    pub fn add(&mut self, line: Line, peer: Peer) {
         let conn = Conn::new(line, peer, self.now, &self.dispatcher.limits);
-        let line = Arc::clone(&conn.line);
         self.due_at(conn.deadline);
-        (self.slots.insert(Box::new(conn)), line)
+        let token = self.slots.insert(Box::new(conn));
+        self.advance(token);
+    }
+
+    /// Has epoll tell of a connection that has to wait for its client. A connection whose only request is
+    /// at a worker has not: it ends once the answer is written.
+    fn watch(&mut self, token: u64) {
+        let Some(conn) = self.slots.get(token).filter(|conn| !conn.is_watched) else { return };
+        if matches!(conn.state, State::Waiting { then: Then::Close, .. }) {
+            return;
+        }
+        conn.is_watched = true;
+        // For all events, once: no further call is needed for this connection.
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        if epoll::add(&self.epoll, &conn.line.socket, EventData::new_u64(token), flags).is_err() {
+            self.slots.remove(token);
+        }
     }
 
     /// When a connection's time may be over.
@@ -128,7 +146,7 @@ impl<S: Service> Connections<S> {
                 State::Waiting { .. } => false,
             };
             if !goes_on {
-                return;
+                return self.watch(token);
             }
         }
         self.slots.list(token);

@@ -102,7 +102,7 @@ impl Door {
         if let State::Full(_, socket, peer) = state {
             // It waited until the other new connections were fresh no longer. If there still is no
             // room, all connections are being answered, and this one is closed.
-            let _ = admit(epoll, connections, socket, peer);
+            let _ = admit(connections, socket, peer);
         }
         // One from each listener in turn: a flood at one must not keep the others waiting.
         let mut without = 0;
@@ -115,7 +115,7 @@ impl Door {
             match self.listeners[index].accept() {
                 Ok((socket, peer)) => {
                     without = 0;
-                    if let Err((socket, peer)) = admit(epoll, connections, socket, peer) {
+                    if let Err((socket, peer)) = admit(connections, socket, peer) {
                         return self.rest(epoll, State::Full(connections.now + FRESH, socket, peer));
                     }
                 }
@@ -158,7 +158,6 @@ impl Door {
 
 /// Adds a new connection, if need be in the place of another. Where there is no room, returns it.
 fn admit<S: Service>(
-    epoll: &OwnedFd,
     connections: &mut Connections<S>,
     socket: OwnedFd,
     peer: Peer,
@@ -174,12 +173,7 @@ fn admit<S: Service>(
     if !has_room {
         return Err((socket, peer));
     }
-    let (token, line) = connections.add(Line::new(socket), peer);
-    // Registered once, for all events: no further call is needed for this connection.
-    let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-    if epoll::add(epoll, &line.socket, EventData::new_u64(token), flags).is_err() {
-        connections.slots.remove(token);
-    }
+    connections.add(Line::new(socket), peer);
     Ok(())
 }
 

@@ -99,7 +99,7 @@ impl Server {
 
 /// The running server.
 struct Front<S: Service> {
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
     door: Door,
     connections: Connections<S>,
     events: Vec<epoll::Event>,
@@ -109,7 +109,7 @@ impl<S: Service> Front<S> {
     fn new(server: Server, service: Arc<S>, wake: BorrowedFd<'_>) -> io::Result<Front<S>> {
         let Server { listeners, mut limits, access } = server;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
         epoll::add(&epoll, wake, EventData::new_u64(WAKE), EventFlags::IN)?;
         // Edge-triggered: each ring is one event, and nobody has to read the counter.
         epoll::add(&epoll, &bell, EventData::new_u64(BELL), EventFlags::IN | EventFlags::ET)?;
@@ -118,7 +118,8 @@ impl<S: Service> Front<S> {
         let pool = Pool::start(Arc::clone(&service), bell, limits.workers, limits.changes, limits.queue)?;
         let (refusals, budget) = (Refusals::default(), Budget::default());
         let dispatcher = Dispatcher { service, pool, access, refusals, budget, limits };
-        Ok(Front { epoll, door, connections: Connections::new(dispatcher), events: Vec::with_capacity(256) })
+        let connections = Connections::new(Arc::clone(&epoll), dispatcher);
+        Ok(Front { epoll, door, connections, events: Vec::with_capacity(256) })
     }
 
     fn serve(&mut self, on_wake: &mut dyn FnMut() -> Wake) -> io::Result<()> {
@@ -203,11 +204,12 @@ impl<S: Service> Front<S> {
             connections.dispatcher.refusals.say_left_out();
         }
         accepting |= door.is_due(now);
-        connections.dispatcher.pool.wake();
         // Last, so that nothing gives way to a new connection that has just brought a request.
         if accepting {
+            connections.dispatcher.pool.wake();
             door.accept_all(epoll, connections);
         }
+        connections.dispatcher.pool.wake();
         woken
     }
 }
