@@ -92,19 +92,21 @@ pub fn entry(cache: &Cache) -> Value {
     })
 }
 
-/// `showRapidDiskCacheStats`.
+/// `showRapidDiskCacheStats`. Clients draw every field of `cache_stats` but the device, so that each of them
+/// is a number. What is none stands beside them.
 fn statistics(stats: &CacheStats) -> Value {
     let mut fields = Map::new();
     fields.insert("device".into(), stats.name.to_string().into());
     fields.extend(stats.counters.iter().map(|&(name, count)| (name.to_owned(), count.into())));
+    let mut entry = json!({"cache_stats": [fields]});
     if let Some(metadata) = stats.metadata {
-        fields.insert("metadata_mode".into(), if metadata.read_only { "ro" } else { "rw" }.into());
-        fields.insert("needs_check".into(), metadata.needs_check.into());
+        entry["metadata_mode"] = if metadata.read_only { "ro" } else { "rw" }.into();
+        entry["needs_check"] = metadata.needs_check.into();
     }
     if !stats.not_counted.is_empty() {
-        fields.insert("not_counted".into(), stats.not_counted.clone().into());
+        entry["not_counted"] = stats.not_counted.clone().into();
     }
-    json!({"statistics": [{"cache_stats": [fields]}]})
+    json!({"statistics": [entry]})
 }
 
 #[cfg(test)]
@@ -170,17 +172,17 @@ mod tests {
         };
         let body = statistics(&stats);
         assert_eq!(
-            body["statistics"][0]["cache_stats"][0],
+            body["statistics"][0],
             json!({
-                "device": "rc-wt_sda", "reads": 7, "uncached_reads": 0, "not_counted": ["uncached_reads"],
-                "metadata_mode": "ro", "needs_check": false
+                "cache_stats": [{"device": "rc-wt_sda", "reads": 7, "uncached_reads": 0}],
+                "not_counted": ["uncached_reads"], "metadata_mode": "ro", "needs_check": false
             })
         );
         assert_eq!(
             body.to_string(),
             concat!(
-                r#"{"statistics":[{"cache_stats":[{"device":"rc-wt_sda","metadata_mode":"ro","needs_check":false,"#,
-                r#""not_counted":["uncached_reads"],"reads":7,"uncached_reads":0}]}]}"#
+                r#"{"statistics":[{"cache_stats":[{"device":"rc-wt_sda","reads":7,"uncached_reads":0}],"#,
+                r#""metadata_mode":"ro","needs_check":false,"not_counted":["uncached_reads"]}]}"#
             )
         );
     }

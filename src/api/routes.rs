@@ -263,8 +263,12 @@ fn find(method: &Method, target: &str) -> Result<Call<Action>, NoAction> {
     let path = target.split_once('?').map_or(target, |(path, _query)| path);
     let segments =
         Segments::of(path).ok_or_else(|| NoAction::Invalid(format!("{path} is not well percent-encoded")))?;
-    let no_path =
-        || NoAction::NoPath(format!("there is no {path}; the README lists the paths and their parameters"));
+    let no_path = || match meant(path) {
+        Some(meant) => NoAction::NoPath(format!("there is no {path}; did you mean {meant}?")),
+        None => {
+            NoAction::NoPath(format!("there is no {path}; the README lists the paths and their parameters"))
+        }
+    };
     let texts = segments.texts().ok_or_else(no_path)?;
     let Route { template, endpoint } = ROUTES.iter().find(|it| it.matches(texts)).ok_or_else(no_path)?;
     if !endpoint.verb.allows(method) {
@@ -272,6 +276,18 @@ fn find(method: &Method, target: &str) -> Result<Call<Action>, NoAction> {
     }
     let action = (endpoint.action)(&mut Parameters::new(template, texts)).map_err(NoAction::Invalid)?;
     Ok(Call { action, class: endpoint.class, body: endpoint.body })
+}
+
+/// The path that was meant by one with a slash at its end, or in the wrong case.
+fn meant(path: &str) -> Option<String> {
+    let texts: Vec<_> = path.trim_end_matches('/').split('/').skip(1).collect();
+    let is_like = |(part, text): (&&str, &&str)| part.starts_with('@') || part.eq_ignore_ascii_case(text);
+    let is_meant = |route: &&Route| {
+        route.template.len() == texts.len() && route.template.iter().zip(&texts).all(is_like)
+    };
+    let route = ROUTES.iter().find(is_meant)?;
+    let parts = route.template.iter().zip(&texts);
+    Some(parts.map(|(part, text)| format!("/{}", if part.starts_with('@') { text } else { part })).collect())
 }
 
 #[cfg(test)]

@@ -205,6 +205,22 @@ fn a_refusal_says_what_is_wrong_in_these_words() {
     assert_eq!(get("/x%20y?z"), Err(NoAction::NoPath(message.to_owned())));
 }
 
+#[test]
+fn a_path_that_is_nearly_right_is_told_which_was_meant() {
+    for (path, meant) in [
+        ("/v1/checkServiceStatus/", "/v1/checkServiceStatus"),
+        ("/v1/checkservicestatus", "/v1/checkServiceStatus"),
+        ("/V1/REMOVERAPIDDISK/rd0//", "/v1/removeRapidDisk/rd0"),
+        (
+            "/v1/createrapiddiskcache/rd0/mapper%2Fa/WriteBack",
+            "/v1/createRapidDiskCache/rd0/mapper%2Fa/WriteBack",
+        ),
+    ] {
+        let message = format!("there is no {path}; did you mean {meant}?");
+        assert_eq!(get(path), Err(NoAction::NoPath(message)));
+    }
+}
+
 /// An example that reads its parameters as other kinds than its path names fails in
 /// `Parameters::take`.
 #[test]

@@ -48,7 +48,9 @@ fn what_is_read_again_comes_from_memory() {
     assert!(count("promotions") >= 60 && count("used_cache_blocks") == count("promotions"), "{stats}");
     let not_counted =
         ["write_replacement", "read_invalidates", "write_invalidates", "uncached_reads", "uncached_writes"];
-    assert_eq!(stats["not_counted"], json!(not_counted));
+    assert_eq!(guest.beside_stats(&cache)["not_counted"], json!(not_counted));
+    let counters = stats.as_object().expect("counters").iter().filter(|(name, _)| *name != "device");
+    assert!(counters.clone().count() > 20 && counters.clone().all(|(_, count)| count.is_u64()), "{stats}");
     // A write to a cached block goes to the cache and to the source.
     write(&node, 8 * MIB, &noise(2, PAGE));
     assert_same_data("the source", &read("/dev/sda", 8 * MIB, PAGE), &noise(2, PAGE));
@@ -137,7 +139,7 @@ fn a_ram_disk_that_dies_takes_nothing_of_the_source_with_it() {
     sh("dmsetup suspend rc-wt_sda; dmsetup resume rc-wt_sda || true");
     let stats = guest.get(&format!("showRapidDiskCacheStats/{CACHE}"));
     let is_told = stats.status == 500 && stats.text.contains("remove the cache");
-    let is_shown = || stats.json()["statistics"][0]["cache_stats"][0]["metadata_mode"] == "ro";
+    let is_shown = || stats.json()["statistics"][0]["metadata_mode"] == "ro";
     assert!(is_told || is_shown(), "{stats:?}");
     let reply = guest.post(REMOVE);
     assert!(reply.status == 200 || reply.text.contains("is removed, but"), "{reply:?}");

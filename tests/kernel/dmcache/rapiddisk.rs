@@ -29,8 +29,8 @@ fn both_drivers_stand_side_by_side_and_each_daemon_knows_both() {
     for client in [modules, stock] {
         let drivers: Vec<_> = client.caches().iter().map(|cache| cache["driver"].clone()).collect();
         assert_eq!(drivers, ["rapiddisk-cache", "dm-cache"]);
-        assert_eq!(client.stats(CACHE)["not_counted"], Value::Null);
-        assert!(client.stats("rc-wt_sdb")["not_counted"].is_array());
+        assert_eq!(client.beside_stats(CACHE)["not_counted"], Value::Null);
+        assert!(client.beside_stats("rc-wt_sdb")["not_counted"].is_array());
     }
     stock.change(REMOVE);
     modules.change("removeRapidDiskCache/rc-wt_sdb");

@@ -108,6 +108,11 @@ impl Client {
         disks.find(|listed| listed["device"] == disk).unwrap_or_else(|| panic!("{disk} is not listed"))
     }
 
+    /// What stands beside the counters of a cache.
+    pub fn beside_stats(&self, cache: &str) -> Value {
+        self.read(&format!("showRapidDiskCacheStats/{cache}"))["statistics"][0].clone()
+    }
+
     /// The counters of a cache.
     pub fn stats(&self, cache: &str) -> Value {
         self.read(&format!("showRapidDiskCacheStats/{cache}"))["statistics"][0]["cache_stats"][0].clone()
