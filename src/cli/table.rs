@@ -239,10 +239,11 @@ const BOUNDS: &[Flag] = &[
     Flag {
         short: None,
         long: Some("idle-time"),
-        help: "seconds that a connection may be idle (default 10)",
+        help: "seconds that a connection may be idle (default 75)",
         manual: manual(
             "The time that a connection may be idle, 1 to 3600 seconds. After that it is closed. The \
-             default is 10.",
+             default is 75, which is longer than proxies usually keep a connection. Where connections \
+             are at their bound, an idle one is closed earlier.",
         ),
         effect: Effect::Value("S", |settings, text| {
             seconds(text).map(|time| settings.config.limits.idle_time = time)

@@ -95,7 +95,7 @@ fn bounds_keep_their_proportions() {
     assert_eq!((default.connections, default.workers), (stated.connections, stated.workers));
     assert_eq!(stated.body_bytes, 1024);
     assert_eq!(default.head_time.as_secs(), 5);
-    assert_eq!((default.idle_time.as_secs(), default.write_time.as_secs()), (10, 10));
+    assert_eq!((default.idle_time.as_secs(), default.write_time.as_secs()), (75, 10));
 }
 
 #[test]

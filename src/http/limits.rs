@@ -55,7 +55,8 @@ impl Default for Limits {
             target_bytes: 2 << 10,
             body_bytes: 0,
             head_time: Duration::from_secs(5),
-            idle_time: Duration::from_secs(10),
+            // Proxies keep theirs for about 60 s, and must not meet a connection that just ends.
+            idle_time: Duration::from_secs(75),
             write_time: Duration::from_secs(10),
             linger_time: Duration::from_secs(1),
             queue_time: Duration::from_secs(5),

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 /// Connections the kernel completes before we accept them.
 const BACKLOG: i32 = 1024;
 
-/// Milliseconds after which unacknowledged data breaks a connection: longer than any deadline of
-/// ours, for the case that a client's host is gone.
+/// Milliseconds after which unacknowledged data breaks a connection, for the case that a client's host is
+/// gone. Longer than a client may take for an answer.
 const USER_TIMEOUT: u32 = 20_000;
 
 /// Bytes that the kernel buffers for a connection. Without these bounds it enlarges the buffers by
