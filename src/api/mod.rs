@@ -8,8 +8,6 @@ pub mod disks;
 pub mod errors;
 pub mod machine;
 pub mod nvme;
-#[cfg(test)]
-mod page;
 pub mod parameters;
 pub mod routes;
 
@@ -57,3 +55,6 @@ impl Service for Api {
         errors::failed(status, message)
     }
 }
+
+#[cfg(test)]
+mod page;

@@ -9,7 +9,10 @@ use super::values::{cache_driver, listen, memory_limit, number, port, ram_driver
 /// All flags, in the order of the help.
 pub(super) static GROUPS: [Group; 3] = [
     Group { title: "Options", flags: GENERAL },
-    Group { title: "Who may do what (without these: everybody reads, this machine changes)", flags: ACCESS },
+    Group {
+        title: "Who may do what (by default, everybody may read and this machine may change)",
+        flags: ACCESS,
+    },
     Group { title: "Bounds", flags: BOUNDS },
 ];
 
@@ -195,10 +198,10 @@ const BOUNDS: &[Flag] = &[
     Flag {
         short: None,
         long: Some("connections"),
-        help: "connections at once, half of them from one address (default 256)",
+        help: "connections at once, at most half of them from one address (default 256)",
         manual: manual(
             "The number of connections at once, from 8 to 65536. One address, or one /64 network of \
-             IPv6, may have half of them. The default is 256.",
+             IPv6, may have at most half of them. The default is 256.",
         ),
         effect: Effect::Value("N", |settings, text| {
             number(text, 8, 65536).map(|connections| {
@@ -211,10 +214,10 @@ const BOUNDS: &[Flag] = &[
     Flag {
         short: None,
         long: Some("workers"),
-        help: "requests carried out at once, three quarters of them changes (default 16)",
+        help: "requests carried out at once, at most three quarters of them changes (default 16)",
         manual: manual(
-            "The number of requests that are carried out at once, from 2 to 256. Three quarters of \
-             them may be changes, so that a read always finds a free thread. The default is 16.",
+            "The number of requests that are carried out at once, from 2 to 256. At most three \
+             quarters of them are changes, so that a read always finds a free thread. The default is 16.",
         ),
         effect: Effect::Value("N", |settings, text| {
             number(text, 2, 256).map(|workers| {

@@ -5,7 +5,7 @@
 //! ```
 //! A request without a body, or whose body comes with its head, skips `Body`; one that is answered
 //! by the I/O thread skips `Waiting`. Every state has an absolute deadline, but for that of a
-//! request that a worker has. Nothing here knows of epoll.
+//! request that a worker has.
 
 use super::count::Held;
 use super::limits::Limits;
@@ -123,7 +123,7 @@ pub(super) enum Received {
 #[derive(Default)]
 pub(super) struct Input {
     pub bytes: Vec<u8>,
-    /// How many of them were looked at, without finding a complete head or body.
+    /// How many of them were looked at, without finding a complete head.
     examined: usize,
 }
 
@@ -169,7 +169,7 @@ pub(super) struct Conn<A> {
     pub deadline: Option<Instant>,
     pub input: Input,
     pub readiness: Readiness,
-    /// Whether epoll tells of its socket. Most connections that bring one request alone end before.
+    /// Whether epoll tells of its socket. Most connections with a single request end before that is needed.
     pub is_watched: bool,
 }
 
@@ -300,8 +300,6 @@ impl Output {
 
     /// Makes the next piece, all before it being written.
     fn go_on(&mut self, count: impl Fn(usize) -> Held) -> Progress {
-        self.unsent.bytes = Vec::new();
-        self.unsent.written = 0;
         let bytes = match self.unsent.rest.as_mut().map(Rest::next) {
             None => return Progress::Done,
             Some(Next::Broken) => return Progress::Broken,
@@ -312,7 +310,8 @@ impl Output {
             }
         };
         self._counted = count(bytes.len());
-        self.unsent.bytes = bytes;
+        self.unsent.bytes = Arc::new(bytes);
+        self.unsent.written = 0;
         Progress::More
     }
 }

@@ -26,7 +26,7 @@ pub(super) struct Shape {
 #[derive(Debug)]
 pub(super) struct Rendered {
     pub status: u16,
-    pub bytes: Vec<u8>,
+    pub bytes: Arc<Vec<u8>>,
     /// What follows the bytes.
     pub rest: Option<Rest>,
 }
@@ -83,7 +83,7 @@ pub(super) fn render(response: Response, shape: &Shape) -> Rendered {
         bytes.extend_from_slice(content);
     }
     let rest = rest(body, &framing, shape);
-    Rendered { status, bytes, rest }
+    Rendered { status, bytes: Arc::new(bytes), rest }
 }
 
 fn framing(status: u16, body: &Body, shape: &Shape) -> Framing {

@@ -131,7 +131,8 @@ pub(super) struct Done {
 /// What is still to be sent of an answer.
 #[derive(Debug)]
 pub(super) struct Unsent {
-    pub bytes: Vec<u8>,
+    /// Equal reads that had one answer share them.
+    pub bytes: Arc<Vec<u8>>,
     /// How many of these bytes are sent.
     pub written: usize,
     pub rest: Option<Rest>,
@@ -335,7 +336,8 @@ fn work<S: Service>(shared: &Shared<S>) {
 fn send_now(line: &Line, Rendered { bytes, rest, .. }: &Rendered) -> Option<Unsent> {
     let written = line.write(bytes).ok()?;
     // What is written need not be kept.
-    let (bytes, written) = if written < bytes.len() { (bytes.clone(), written) } else { (Vec::new(), 0) };
+    let (bytes, written) =
+        if written < bytes.len() { (Arc::clone(bytes), written) } else { (Arc::default(), 0) };
     Some(Unsent { bytes, written, rest: rest.clone() })
 }
 

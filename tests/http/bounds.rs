@@ -114,6 +114,12 @@ fn a_large_answer_arrives_whole_at_a_slow_reader() {
     thread::sleep(Duration::from_millis(300));
     assert_eq!(client.reply().body.len(), 8 << 20);
     assert_eq!(client.reply().body, "GET /next");
+    // As the last answer: its connection is not watched before it has to wait for the reader.
+    let mut client = daemon.connect();
+    client.send("GET /large HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(client.reply().body.len(), 8 << 20);
+    client.ends();
 }
 
 #[test]
@@ -174,9 +180,9 @@ fn one_address_has_no_more_than_its_share() {
 fn clients_that_vanish_leave_nothing_behind() {
     let daemon = start(Limits { connections: 4, per_address: 4, ..Limits::default() });
     for target in ["/sleep", "/instant", "/large"] {
-        for _ in 0..6 {
+        for field in ["", "Connection: close\r\n"].repeat(3) {
             let mut client = daemon.connect();
-            client.send(&format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+            client.send(&format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n{field}\r\n"));
             // Unread data or a pending answer: the kernel sends a reset.
             rustix::net::sockopt::set_socket_linger(&client.stream, Some(Duration::ZERO)).unwrap();
         }

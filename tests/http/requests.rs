@@ -46,6 +46,14 @@ fn a_request_may_come_byte_by_byte() {
         client.send(&byte.to_string());
     }
     assert_eq!(client.reply().body, "POST /slowly");
+    let mut client = daemon.connect();
+    // It was looked at, without a byte to read, before the first byte comes.
+    assert_eq!(daemon.get("/instant").status, 200);
+    for byte in "GET /slowly HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".chars() {
+        client.send(&byte.to_string());
+    }
+    assert_eq!(client.reply().body, "GET /slowly");
+    client.ends();
 }
 
 #[test]
@@ -82,11 +90,13 @@ fn connections_end_when_the_client_says_so() {
 fn a_client_that_has_closed_its_side_is_still_answered() {
     let daemon = start(Limits::default());
     for target in ["/instant", "/sleep"] {
-        let mut client = daemon.connect();
-        client.send(&format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
-        client.stream.shutdown(std::net::Shutdown::Write).unwrap();
-        assert_eq!(client.reply().body, format!("GET {target}"));
-        client.ends();
+        for field in ["", "Connection: close\r\n"] {
+            let mut client = daemon.connect();
+            client.send(&format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n{field}\r\n"));
+            client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+            assert_eq!(client.reply().body, format!("GET {target}"));
+            client.ends();
+        }
     }
 }
 

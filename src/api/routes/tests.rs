@@ -163,7 +163,7 @@ fn a_path_is_decoded_once_and_a_query_is_ignored() {
     }
 }
 
-/// The words that clients have seen since the first version.
+/// Clients may show these words to people.
 #[test]
 fn a_refusal_says_what_is_wrong_in_these_words() {
     let number = "is not the number of a port, 0 to 65535";

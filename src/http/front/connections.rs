@@ -72,8 +72,8 @@ impl<S: Service> Connections<S> {
         self.advance(token);
     }
 
-    /// Has epoll tell of a connection that has to wait for its client. A connection whose only request is
-    /// at a worker has not: it ends once the answer is written.
+    /// Has epoll tell of a connection that has to wait for its client. One that ends after the answer it
+    /// waits for need not be watched.
     fn watch(&mut self, token: u64) {
         let Some(conn) = self.slots.get(token).filter(|conn| !conn.is_watched) else { return };
         if matches!(conn.state, State::Waiting { then: Then::Close, .. }) {
@@ -82,8 +82,15 @@ impl<S: Service> Connections<S> {
         conn.is_watched = true;
         // For all events, once: no further call is needed for this connection.
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        if epoll::add(&self.epoll, &conn.line.socket, EventData::new_u64(token), flags).is_err() {
+        if epoll::add(&self.epoll, &conn.line.socket, EventData::new_u64(token), flags).is_ok() {
+            return;
+        }
+        conn.is_watched = false;
+        // A worker has its request, and the client gets the answer. Then the next attempt is due.
+        if !conn.is_busy() {
             self.slots.remove(token);
+        } else if !conn.line.wait_for_end() {
+            self.take_done();
         }
     }
 

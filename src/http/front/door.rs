@@ -19,7 +19,7 @@ pub(super) const LISTENERS: u64 = 1 << 63;
 /// How many connections are accepted, at all listeners together, before the others get their turn.
 const ACCEPTS: usize = 64;
 
-/// For so long a new connection is closed only after all others, if its first request is not here
+/// During this time a new connection is closed only after all others, if its first request is not here
 /// yet: the kernel may hand us a connection before what its client sent right after.
 const YOUNG: Duration = Duration::from_millis(250);
 
