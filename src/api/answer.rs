@@ -29,10 +29,7 @@ pub fn made(field: &str, name: &impl Display, message: String) -> Value {
 
 /// The message of a change that is done, with what it left over.
 pub fn with_left(done: String, left: Left) -> String {
-    match left {
-        Some(left) => format!("{done}, but {left}"),
-        None => done,
-    }
+    if left.is_empty() { done } else { format!("{done}, but something is left over: {left}") }
 }
 
 /// An object with one field, an array. `json!` would copy the values.

@@ -100,9 +100,13 @@ pub fn is_disk_read_only(root: &Root, name: &str) -> Result<bool> {
     Ok(root.number(format!("sys/block/{name}/ro"))? == Some(1))
 }
 
-/// The name that device-mapper has for a disk; `None` for other disks.
+/// The name that device-mapper has for a disk; `None` for other disks, and for one that is going.
 pub fn mapped_name(root: &Root, name: &str) -> Result<Option<String>> {
-    root.attribute(format!("sys/block/{name}/dm/name"))
+    match root.attribute(format!("sys/block/{name}/dm/name")) {
+        // What device-mapper says of a device that is being removed.
+        Err(error) if error.is(Errno::INVAL) || error.is(Errno::IO) => Ok(None),
+        name => name,
+    }
 }
 
 /// The disk that a partition is on; `None` for a whole disk.

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::ioctl::{Getter, Ioctl, IoctlOutput, NoArg, Opcode, Setter, ioctl, opcode};
 
 use super::block::{self, Dev, Mode};
-use super::{Error, Result, Root, unless_gone};
+use super::{Error, Result, Root};
 
 const CONTROL: &str = "dev/loop-control";
 
@@ -128,11 +128,14 @@ pub fn detaches_itself(root: &Root, name: &str) -> Result<bool> {
     Ok(root.number(format!("sys/block/{name}/loop/autoclear"))? == Some(1))
 }
 
-/// The device that an attached loop device stands on: the device that it was given, or the one of the
-/// file system in which its file is (`lo_rdevice`). `None` if it is not attached any more.
+/// The block device that an attached loop device was given (`lo_rdevice`), 0:0 if it was given a file.
+/// `None` if it is not attached any more. This opens the loop device for a moment, so it is only for one
+/// that has no other way to tell.
 pub fn stands_on(root: &Root, name: &str) -> Result<Option<Dev>> {
-    let status = block::open(root, name, Mode::Read).and_then(|disk| status(&disk));
-    Ok(unless_gone(status)?.map(|info| Dev::from_kernel(info.rdevice)))
+    match status(&block::open(root, name, Mode::Read)?) {
+        Err(error) if error.is(Errno::NXIO) => Ok(None),
+        info => Ok(Some(Dev::from_kernel(info?.rdevice))),
+    }
 }
 
 /// Attaches a free device to a file, for reading and writing, past the page cache

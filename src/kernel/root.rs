@@ -60,7 +60,8 @@ impl Root {
 
     /// The names in a directory, in no order; empty where it does not exist.
     pub fn names(&self, below: impl AsRef<Path>) -> Result<Vec<String>> {
-        self.dir(below)?.map_or(Ok(Vec::new()), |dir| dir.names())
+        let Some(dir) = self.dir(below)? else { return Ok(Vec::new()) };
+        Ok(unless_gone(dir.names())?.unwrap_or_default())
     }
 
     /// Opens a directory; `None` where it does not exist.

@@ -28,12 +28,32 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What a change that is done left over, to be told with its success: a link that could not be removed, for
-/// example. `None` if there is nothing.
-pub type Left = Option<String>;
+/// example.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Left(Vec<String>);
 
-/// Turns the failure of a last step that cannot fail the change any more into what is left.
-pub fn left(last: Result<()>) -> Left {
-    last.err().map(|error| error.to_string())
+impl Left {
+    /// Notes the failure of a last step, which cannot fail the change any more.
+    pub fn note(&mut self, last: Result<()>) {
+        self.0.extend(last.err().map(|error| error.to_string()));
+    }
+
+    /// Adds what another part of the change left over.
+    pub fn add(&mut self, other: Left) {
+        self.0.extend(other.0);
+    }
+
+    /// Whether nothing is left.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("; "))
+    }
 }
 
 /// Adds to a refusal of the kernel's what was not done because of it.

@@ -24,10 +24,7 @@ impl Quiesce<'_> {
     /// that a disk that does not answer keeps no other waiting. A cache that is in use stays, and has
     /// its data written so far. `tell` is called for each thing that was done (`Ok`) or not.
     pub fn run(&self, tell: impl Fn(Result<String>) + Sync) {
-        let volumes = self.volumes().unwrap_or_else(|error| {
-            tell(Err(error));
-            Vec::new()
-        });
+        let volumes = self.volumes(&tell);
         thread::scope(|scope| {
             for volume in &volumes {
                 scope.spawn(|| self.end(volume, &tell));
@@ -35,11 +32,19 @@ impl Quiesce<'_> {
         });
     }
 
-    /// Every volume, by its name alone: a device that hangs may not tell more.
-    fn volumes(&self) -> Result<Vec<Volume>> {
-        let disks = self.disks.devices()?.into_iter().map(|(name, ..)| Volume::Disk(name));
-        let caches = self.caches.names()?.into_iter().map(Volume::Cache);
-        Ok(disks.chain(caches).collect())
+    /// Every volume, by its name alone: a device that hangs may not tell more. Where one kind cannot be
+    /// listed, the other is all the same: a cache may have data that its disk has not.
+    fn volumes(&self, tell: &impl Fn(Result<String>)) -> Vec<Volume> {
+        let mut found = Vec::new();
+        match self.caches.names() {
+            Ok(caches) => found.extend(caches.into_iter().map(Volume::Cache)),
+            Err(error) => tell(Err(error)),
+        }
+        match self.disks.devices() {
+            Ok(disks) => found.extend(disks.into_iter().map(|(name, ..)| Volume::Disk(name))),
+            Err(error) => tell(Err(error)),
+        }
+        found
     }
 
     fn end(&self, volume: &Volume, tell: &(impl Fn(Result<String>) + Sync)) {
@@ -65,8 +70,12 @@ impl Quiesce<'_> {
 
     fn remove_cache(&self, cache: &CacheName) -> Result<String> {
         match self.caches.remove(cache) {
-            Ok(None) => Ok(format!("{cache} is removed, all of its data is on its source")),
-            Ok(Some(left)) => Ok(format!("{cache} is removed, all of its data is on its source, but {left}")),
+            Ok(left) if left.is_empty() => {
+                Ok(format!("{cache} is removed, all of its data is on its source"))
+            }
+            Ok(left) => Ok(format!(
+                "{cache} is removed, all of its data is on its source, but something is left over: {left}"
+            )),
             Err(Error::Conflict(in_use)) => {
                 self.caches.write_back(cache)?;
                 Err(Error::Conflict(format!("{in_use}; only what was written so far is on its source")))

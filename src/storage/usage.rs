@@ -182,9 +182,7 @@ fn mounts(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
         // btrfs and others have a device number that is no disk's. Their source names the disk.
         let is_meant = devs.contains(&mount.dev)
             || mount.source.starts_with("/dev/")
-                && block::dev_of_node(Path::new(&mount.source))
-                    .cannot(LOOK)?
-                    .is_some_and(|dev| devs.contains(&dev));
+                && node_of(&mount.source).cannot(LOOK)?.is_some_and(|dev| devs.contains(&dev));
         if is_meant {
             found.push(User::Mount { on: mount.on, read_only: mount.read_only });
         }
@@ -201,11 +199,30 @@ fn loops(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
         if pool::name_in(root, &file).is_some() {
             continue;
         }
-        if loops::stands_on(root, &name).cannot(LOOK)?.is_some_and(|dev| devs.contains(&dev)) {
+        let on = match loops::stands_on(root, &name) {
+            // It is gone, or its node is. What it is over by its path is then all there is to know.
+            Err(_) if loops::backing(root, &name).cannot(LOOK)?.is_none() => None,
+            Err(error) => match node_of(&file).cannot(LOOK)? {
+                None if file.starts_with("/dev/") => {
+                    return Err(error).cannot(format_args!("find out what {name} stands on"));
+                }
+                by_path => by_path,
+            },
+            Ok(on) => on,
+        };
+        if on.is_some_and(|dev| devs.contains(&dev)) {
             found.push(User::Loop(name));
         }
     }
     Ok(found)
+}
+
+/// The block device at a path that somebody else chose. A path that can lead nowhere leads nowhere.
+fn node_of(path: &str) -> kernel::Result<Option<Dev>> {
+    match block::dev_of_node(Path::new(path)) {
+        Err(error) if [Errno::NAMETOOLONG, Errno::LOOP].iter().any(|&errno| error.is(errno)) => Ok(None),
+        found => found,
+    }
 }
 
 fn namespaces(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
@@ -224,7 +241,7 @@ pub fn exports(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
     let mut found = Vec::new();
     for subsystem in nvmet::subsystems(root).cannot(LOOK)? {
         for namespace in subsystem.namespaces {
-            let dev = block::dev_of_node(Path::new(&namespace.device)).cannot(LOOK)?;
+            let dev = node_of(&namespace.device).cannot(LOOK)?;
             if dev.is_some_and(|dev| devs.contains(&dev)) {
                 found.push(User::Namespace { nqn: subsystem.nqn.clone(), id: namespace.id });
             }
@@ -233,12 +250,20 @@ pub fn exports(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
     Ok(found)
 }
 
-/// The enabled NVMe namespaces whose path leads nowhere: each may export any device.
+/// The enabled NVMe namespaces whose path does not lead to a block device any more, or never did: each
+/// may export any device, unless it is one that stands on a file.
 fn lost_namespaces(root: &Root) -> Result<Vec<User>> {
     let mut found = Vec::new();
     for subsystem in nvmet::subsystems(root).cannot(LOOK)? {
         for namespace in subsystem.namespaces.into_iter().filter(|namespace| namespace.enabled) {
-            if !block::exists(Path::new(&namespace.device)).cannot(LOOK)? {
+            let path = Path::new(&namespace.device);
+            let is_lost = match node_of(&namespace.device).cannot(LOOK)? {
+                Some(_) => false,
+                // What is there instead of the device's node.
+                None if path.starts_with("/dev") => true,
+                None => !block::exists(path).unwrap_or(false),
+            };
+            if is_lost {
                 let (nqn, path) = (subsystem.nqn.clone(), namespace.device);
                 found.push(User::LostNamespace { nqn, id: namespace.id, path });
             }

@@ -87,7 +87,9 @@ pub fn is_hidden(root: &Root) -> Result<bool> {
     if root.exists(NVMET)? {
         return Ok(false);
     }
-    let references = root.number("sys/module/nvmet/refcnt")?.unwrap_or(0);
+    // A module that is being unloaded shows -1: it has no targets any more.
+    let references = root.attribute("sys/module/nvmet/refcnt")?;
+    let references = references.and_then(|count| count.parse::<u64>().ok()).unwrap_or(0);
     let modules = root.names("sys/module/nvmet/holders")?.len();
     Ok(references > modules as u64)
 }
@@ -101,7 +103,8 @@ pub fn subsystems(root: &Root) -> Result<Vec<Subsystem>> {
         let allowed_hosts = sorted(root.names(format!("{dir}/allowed_hosts"))?);
         let any_host = root.number(format!("{dir}/attr_allow_any_host"))? == Some(1);
         let serial = root.attribute(format!("{dir}/attr_serial"))?;
-        let controllers = controllers(root, &nqn)?;
+        // They are shown and decide nothing: debugfs may be closed to this process.
+        let controllers = controllers(root, &nqn).unwrap_or(None);
         found.push(Subsystem { nqn, namespaces, allowed_hosts, any_host, serial, controllers });
     }
     Ok(found)

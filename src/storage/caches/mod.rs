@@ -19,7 +19,7 @@ use super::error::{Cannot, Error, Result};
 use super::machine::Machine;
 use super::names::{CacheName, Policy, natural};
 use crate::kernel::block::{self, Dev};
-use crate::kernel::dm::{Control, Report};
+use crate::kernel::dm::{self, Control, Report};
 use target::{Devices, Target};
 
 /// A cache mapping.
@@ -156,7 +156,11 @@ impl Caches {
     /// A cache that must exist, and what it stands on.
     fn mapped(&self, control: &Control, name: &CacheName) -> Result<Mapped<'_>> {
         let (target, _) = self.status(control, name)?;
-        let deps = control.deps(name.as_dm()).cannot(format_args!("ask what {name} stands on"))?;
+        let deps = match control.deps(name.as_dm()) {
+            // It was removed a moment ago.
+            Err(error) if dm::is_missing(&error) => return Err(mapping::no_cache(name)),
+            deps => deps.cannot(format_args!("ask what {name} stands on"))?,
+        };
         let devices = target.devices(control, name, &deps)?.ok_or_else(|| mapping::no_cache(name))?;
         Ok(Mapped { target, devices })
     }

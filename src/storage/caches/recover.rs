@@ -5,6 +5,7 @@ use super::targets::remove_parts;
 use super::{Caches, node};
 use crate::kernel::dm::Control;
 use crate::storage::error::{Cannot, Result};
+use crate::storage::locks::Key;
 use crate::storage::names::{CacheName, Part};
 
 impl Caches {
@@ -13,29 +14,51 @@ impl Caches {
     /// left of a cache that is gone. Returns a line for each thing that was done or could not be done.
     pub fn recover(&self) -> Vec<String> {
         let root = &self.machine.root;
-        let Ok(control) = Control::open(root) else { return Vec::new() };
-        let Ok(listed) = control.list() else { return Vec::new() };
-        let mapped: Vec<_> = listed.iter().filter_map(|listed| CacheName::parse(&listed.name)).collect();
-        let mut said: Vec<_> = mapped.iter().filter_map(|name| self.recover_one(&control, name)).collect();
-        for name in node::all(root).into_iter().filter(|name| !mapped.contains(name)) {
-            said.push(told(&name, "its link was left and is removed", node::remove(root, &name)));
+        let not_looked = |error| vec![format!("the caches could not be looked for: {error}")];
+        let control = match mapping::if_loaded(root) {
+            Ok(Some(control)) => control,
+            Ok(None) => return Vec::new(),
+            Err(error) => return not_looked(error),
+        };
+        let listed = match control.list().cannot("list the caches") {
+            Ok(listed) => listed,
+            Err(error) => return not_looked(error),
+        };
+        let mapped = listed.iter().filter_map(|listed| CacheName::parse(&listed.name));
+        let partial = listed.iter().filter_map(|listed| Part::cache_of(&listed.name));
+        let mut names: Vec<_> = mapped.chain(node::all(root)).chain(partial).collect();
+        names.sort();
+        names.dedup();
+        names.iter().flat_map(|name| self.recover_one(&control, name)).collect()
+    }
+
+    /// Repairs what has the name of a cache: its mapping, or its link and its parts without one. A cache on
+    /// which a request is at work is left alone.
+    fn recover_one(&self, control: &Control, name: &CacheName) -> Vec<String> {
+        let root = &self.machine.root;
+        let Some(_held) = self.machine.locks.try_hold(vec![Key::Mapping(name.to_string())]) else {
+            return Vec::new();
+        };
+        match mapping::info_of(control, name.as_dm()) {
+            Ok(Some(_)) => return self.recover_mapping(control, name).into_iter().collect(),
+            Ok(None) => {}
+            Err(error) => return vec![told(name, "", Err(error))],
         }
-        let mut partial: Vec<_> = listed.iter().filter_map(|listed| Part::cache_of(&listed.name)).collect();
-        partial.sort();
-        partial.dedup();
-        for name in partial {
-            match mapping::has_only_parts(&control, &name) {
-                Ok(true) => {
-                    said.push(told(&name, "its parts were left and are removed", remove_parts(root, &name)))
-                }
-                Ok(false) => {}
-                Err(error) => said.push(told(&name, "", Err(error))),
+        let mut said = Vec::new();
+        if node::all(root).contains(name) {
+            said.push(told(name, "its link was left and is removed", node::remove(root, name)));
+        }
+        match mapping::has_only_parts(control, name) {
+            Ok(true) => {
+                said.push(told(name, "its parts were left and are removed", remove_parts(root, name)))
             }
+            Ok(false) => {}
+            Err(error) => said.push(told(name, "", Err(error))),
         }
         said
     }
 
-    fn recover_one(&self, control: &Control, name: &CacheName) -> Option<String> {
+    fn recover_mapping(&self, control: &Control, name: &CacheName) -> Option<String> {
         let root = &self.machine.root;
         let info = match mapping::ours(control, name.as_dm()) {
             Ok(info) => info?,

@@ -7,7 +7,7 @@ use super::targets::remove_parts;
 use super::{Caches, Mapped, node};
 use crate::kernel;
 use crate::kernel::dm::Control;
-use crate::storage::error::{Cannot, Error, Left, Result, left};
+use crate::storage::error::{Cannot, Error, Left, Result};
 use crate::storage::locks::Key;
 use crate::storage::names::CacheName;
 use crate::storage::undo::Undo;
@@ -25,10 +25,15 @@ impl Caches {
             }
             mapped => mapped?,
         };
-        let _held = self.machine.hold(self.keys(&mapped, name)?)?;
-        // It may have gone while this call waited, or be in front of another device now.
+        let keys = self.keys(&mapped, name)?;
+        let _held = self.machine.hold(keys.clone())?;
+        // It may have gone while this call waited, or be in front of another device now. A device's number
+        // may be another's by now, so the names are compared as well.
         let again = self.mapped(&control, name)?;
-        if again.devices != mapped.devices || again.target.name() != mapped.target.name() {
+        if again.devices != mapped.devices
+            || again.target.name() != mapped.target.name()
+            || self.keys(&again, name)? != keys
+        {
             return Err(Error::Conflict(format!("{name} has just been changed; try again")));
         }
         self.check_closed(&control, name)?;
@@ -37,7 +42,10 @@ impl Caches {
         let disk = self.device_name(mapped.devices.disk)?;
         let disk = self.disks.name_of(&disk)?.map(|_| disk);
         self.unmap(&control, name, &mapped)?;
-        Ok(left(self.clean_up(name, &mapped, disk.as_deref())))
+        let mut left = Left::default();
+        left.note(node::remove(&self.machine.root, name));
+        left.note(mapped.target.clean_up(&self.machine.root, name, disk.as_deref()));
+        Ok(left)
     }
 
     fn keys(&self, mapped: &Mapped<'_>, name: &CacheName) -> Result<Vec<Key>> {
@@ -63,13 +71,6 @@ impl Caches {
         })
     }
 
-    /// Removes what the cache leaves behind. The cache itself is gone, whether or not this works.
-    fn clean_up(&self, name: &CacheName, mapped: &Mapped<'_>, disk: Option<&str>) -> Result<()> {
-        let root = &self.machine.root;
-        let cleared = mapped.target.clean_up(root, name, disk);
-        node::remove(root, name).and(cleared)
-    }
-
     /// Removes the parts of a cache that is gone itself.
     fn remove_left_parts(&self, control: &Control, name: &CacheName) -> Result<Left> {
         let _held = self.machine.hold(vec![Key::Mapping(name.to_string())])?;
@@ -78,7 +79,9 @@ impl Caches {
             return Err(Error::Conflict(format!("{name} has just been changed; try again")));
         }
         remove_parts(&self.machine.root, name)?;
-        Ok(left(node::remove(&self.machine.root, name)))
+        let mut left = Left::default();
+        left.note(node::remove(&self.machine.root, name));
+        Ok(left)
     }
 
     /// Refuses a mapping that somebody has open, and says who.

@@ -5,6 +5,7 @@ use std::fs::File;
 use crate::kernel::block::{self, Dev};
 use crate::kernel::{self, Root};
 use crate::storage::error::{Cannot, Left, Result};
+use crate::storage::locks::Held;
 use crate::storage::names::DiskName;
 
 /// A RAM disk, as a list shows it.
@@ -108,9 +109,15 @@ pub trait Driver: Send + Sync {
     /// EBUSY as for `detach`.
     fn free(&self, disk: &Device<'_>, claim: &File) -> kernel::Result<()>;
 
-    /// Finishes or takes back what a daemon that was killed during a change left. Returns a line
-    /// for each thing that was done or could not be done.
-    fn recover(&self, _root: &Root, _limit: u64) -> Vec<String> {
+    /// Finishes or takes back what a daemon that was killed during a change left. `hold` takes a disk's
+    /// key; a disk whose key is taken is left alone. Returns a line for each thing that was done or could
+    /// not be done.
+    fn recover<'a>(
+        &self,
+        _root: &Root,
+        _limit: u64,
+        _hold: &dyn Fn(DiskName) -> Option<Held<'a>>,
+    ) -> Vec<String> {
         Vec::new()
     }
 }

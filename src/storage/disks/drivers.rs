@@ -49,14 +49,14 @@ impl Drivers {
         let may = |driver: &&dyn Driver| self.chosen.is_none_or(|chosen| chosen.0 == driver.name());
         let missing = || {
             let names: Vec<_> = self.iter().filter(may).map(|driver| driver.name()).collect();
-            let (what, load) = match names[..] {
-                [name] => (format!("the kernel module {name} is not loaded"), name.to_owned()),
-                _ => (
-                    format!("neither of the kernel modules {} is loaded", names.join(" and ")),
-                    names.join(" (or: modprobe ") + ")",
-                ),
+            let what = match names[..] {
+                [name] => format!("the kernel module {name} is not loaded"),
+                _ => format!("none of the kernel modules {} is loaded", names.join(", ")),
             };
-            Error::Unavailable(format!("{what}; load it with: modprobe {load}"))
+            Error::Unavailable(format!(
+                "{what}; load one with: modprobe {}",
+                names.join(" (or: modprobe ") + &")".repeat(names.len() - 1)
+            ))
         };
         for driver in self.iter().filter(may) {
             if driver.is_loaded(root)? {

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 pub use driver::{Device, Driver, RamDisk, Shrunk};
 pub use drivers::{Drivers, RamDriver};
 
-use super::error::{Cannot, Error, Left, Result, left};
+use super::error::{Cannot, Error, Left, Result};
 use super::locks::{Held, Key};
 use super::machine::Machine;
 use super::names::{CacheName, DiskName, Size};
@@ -122,13 +122,14 @@ impl Disks {
         }
         let new = size.bytes();
         self.check_memory(new, disk.size)?;
-        let mut left_over = None;
+        let mut left = Left::default();
         if new > disk.size {
             disk.driver.grow(root, &disk, new, self.machine.memory_limit())?;
         } else if new < disk.size {
-            left_over = self.shrink(&disk, new)?;
+            left.add(self.shrink(&disk, new)?);
         }
-        Ok(left_over.or(left(self.tell_initiators(&disk))))
+        self.tell_initiators(&disk, &mut left);
+        Ok(left)
     }
 
     fn shrink(&self, disk: &Device<'_>, new: u64) -> Result<Left> {
@@ -153,24 +154,26 @@ impl Disks {
     }
 
     /// Tells the NVMe namespaces that export a disk of its new size: they do not notice by themselves.
-    fn tell_initiators(&self, disk: &Device<'_>) -> Result<()> {
-        let root = &self.machine.root;
-        for user in usage::exports(root, &[disk.dev])? {
-            let User::Namespace { nqn, id } = user else { continue };
-            let namespace = Item::namespace(&nqn, id);
-            // Kernels before 5.8 cannot be told.
-            if namespace.has(root, "revalidate_size") == Ok(false) {
-                continue;
-            }
-            match namespace.set(root, "revalidate_size", "1") {
-                // A namespace that is not enabled reads the size when it is enabled.
-                Err(error) if !error.is(Errno::INVAL) => {
-                    return Err(Error::Kernel(format!("namespace {id} of {nqn} was not told of it"), error));
-                }
-                _ => {}
-            }
+    fn tell_initiators(&self, disk: &Device<'_>, left: &mut Left) {
+        match usage::exports(&self.machine.root, &[disk.dev]) {
+            Ok(users) => users.iter().for_each(|user| left.note(self.tell_initiator(user))),
+            Err(error) => left.note(Err(error)),
         }
-        Ok(())
+    }
+
+    fn tell_initiator(&self, user: &User) -> Result<()> {
+        let root = &self.machine.root;
+        let User::Namespace { nqn, id } = user else { return Ok(()) };
+        let namespace = Item::namespace(nqn, *id);
+        // Kernels before 5.8 cannot be told.
+        if namespace.has(root, "revalidate_size") == Ok(false) {
+            return Ok(());
+        }
+        match namespace.set(root, "revalidate_size", "1") {
+            // A namespace that is not enabled reads the size when it is enabled.
+            Err(error) if error.is(Errno::INVAL) => Ok(()),
+            told => told.cannot(format_args!("tell namespace {id} of {nqn} of the new size")),
+        }
     }
 
     /// Frees the memory of a RAM disk: its contents are gone.
@@ -290,7 +293,9 @@ impl Disks {
     /// Repairs what a daemon that was killed during a change left. Returns a line for each thing that
     /// was done or could not be done.
     pub fn recover(&self) -> Vec<String> {
-        let recover = |driver: &dyn Driver| driver.recover(&self.machine.root, self.machine.memory_limit());
+        let machine = &self.machine;
+        let hold = |name| machine.locks.try_hold(vec![Key::disk(name)]);
+        let recover = |driver: &dyn Driver| driver.recover(&machine.root, machine.memory_limit(), &hold);
         self.drivers.iter().flat_map(recover).collect()
     }
 

@@ -126,9 +126,13 @@ impl Target for DmCache {
         // The kernel lists the device that it took last first: the source.
         let &[source, _, _] = deps else { return Ok(None) };
         // A cache of others may stand on other devices.
-        match control.deps(&Part::Data.of(name)) {
-            Ok(on) if on.len() == 1 => Ok(Some(Devices { disk: on[0], source })),
-            _ => Ok(None),
+        let data = Part::Data.of(name);
+        match control.deps(&data) {
+            Err(error) if dm::is_missing(&error) => Ok(None),
+            on => match on.cannot(format_args!("ask what {data} stands on"))?[..] {
+                [disk] => Ok(Some(Devices { disk, source })),
+                _ => Ok(None),
+            },
         }
     }
 
@@ -207,7 +211,14 @@ pub fn remove_parts(root: &Root, name: &CacheName) -> Result<()> {
     let mut outcome = Ok(());
     for part in Part::ALL {
         let dm_name = part.of(name);
-        let Some(info) = mapping::ours(&control, &dm_name)? else { continue };
+        let info = match mapping::ours(&control, &dm_name) {
+            Ok(Some(info)) => info,
+            Ok(None) => continue,
+            Err(error) => {
+                outcome = outcome.and(Err(error));
+                continue;
+            }
+        };
         if part == Part::Metadata && info.active && !info.suspended {
             outcome = outcome.and(clear(root, info.dev));
         }

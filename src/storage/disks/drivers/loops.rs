@@ -14,7 +14,8 @@ use crate::kernel::block::{self, Mode};
 use crate::kernel::links::{self, Entry};
 use crate::kernel::{self, Root, loops, pool};
 use crate::storage::disks::driver::{Device, Driver, RamDisk, Shrunk};
-use crate::storage::error::{Cannot, Error, Left, Result, left};
+use crate::storage::error::{Cannot, Error, Left, Result};
+use crate::storage::locks::Held;
 use crate::storage::names::DiskName;
 use crate::storage::undo::Undo;
 use crate::storage::usage;
@@ -100,16 +101,16 @@ impl Driver for Loops {
             }
             false => Error::Kernel(format!("cannot make {name}"), error),
         })?;
-        pool::mount_for(root, limit).cannot(format_args!("make {name}: its tmpfs"))?;
+        pool::mount_for(root, limit).cannot(format_args!("mount the tmpfs of {name}"))?;
         check_place(root, name)?;
         Undo::run(|undo| {
             let file =
-                pool::create(root, &part(name), bytes).cannot(format_args!("make {name}: its file"))?;
+                pool::create(root, &part(name), bytes).cannot(format_args!("make the file of {name}"))?;
             undo.push(format!("making the file of {name}"), move || {
                 pool::remove(root, &part(name)).cannot(format_args!("remove the file of {name}"))
             });
             let (device, _claim) =
-                loops::attach(root, &file).cannot(format_args!("make {name}: its loop device"))?;
+                loops::attach(root, &file).cannot(format_args!("attach a loop device for {name}"))?;
             let again = device.clone();
             undo.push(format!("attaching {device}"), move || {
                 block::open(root, &again, Mode::Read)
@@ -120,7 +121,8 @@ impl Driver for Loops {
             undo.push(format!("making /dev/{name}"), move || {
                 unlink(root, name).cannot(format_args!("remove /dev/{name}"))
             });
-            pool::rename(root, &part(name), &name.to_string()).cannot(format_args!("make {name}: its file"))
+            pool::rename(root, &part(name), &name.to_string())
+                .cannot(format_args!("give the file of {name} its name"))
         })
     }
 
@@ -151,20 +153,31 @@ impl Driver for Loops {
             }
         }
         // The disk is gone, whether or not what it leaves behind can be removed.
-        let unlinked = unlink(root, name);
-        Ok(left(pool::remove(root, &part(name)).and(unlinked).cannot("remove what it left")))
+        let mut left = Left::default();
+        left.note(unlink(root, name).cannot(format_args!("remove the link /dev/{name}")));
+        left.note(pool::remove(root, &part(name)).cannot(format_args!("remove the file of {name}")));
+        Ok(left)
     }
 
     fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, limit: u64) -> Result<()> {
         let what = format!("resize {}", disk.name);
         pool::mount_for(root, limit).cannot(&what)?;
         let file = pool::open(root, &disk.name.to_string()).cannot(&what)?;
+        // Somebody else has changed it: what is above the end of the device may be data.
+        if pool::length(&file).cannot(&what)? != disk.size {
+            return Err(Error::Conflict(format!(
+                "the file of {} has another size than its device; restart this service, which puts that right",
+                disk.name
+            )));
+        }
         let loop_device = block::open(root, &disk.device, Mode::Read).cannot(&what)?;
         Undo::run(|undo| {
-            pool::set_length(&file, bytes).cannot(&what)?;
-            undo.push(format!("giving the file of {} its size", disk.name), || {
-                pool::set_length(&file, disk.size).cannot("give it its size back")
+            undo.push(format!("giving {} its size", disk.name), || {
+                pool::set_length(&file, disk.size)
+                    .and_then(|()| loops::follow_size(&loop_device))
+                    .cannot("give it its size back")
             });
+            pool::set_length(&file, bytes).cannot(&what)?;
             if loops::ends_early(root, &disk.device).cannot(&what)? {
                 loops::limit(&loop_device, 0).cannot(&what)?;
             }
@@ -196,20 +209,26 @@ impl Driver for Loops {
         if !cut {
             return Ok(Shrunk::DataAbove);
         }
-        let unlimited = loops::limit(claim, 0).cannot(format_args!("take the limit off {}", disk.device));
-        Ok(Shrunk::Done(left(unlimited)))
+        let mut left = Left::default();
+        left.note(loops::limit(claim, 0).cannot(format_args!("take the limit off {}", disk.device)));
+        Ok(Shrunk::Done(left))
     }
 
     fn free(&self, disk: &Device<'_>, claim: &File) -> kernel::Result<()> {
         loops::discard(claim, disk.size)
     }
 
-    fn recover(&self, root: &Root, limit: u64) -> Vec<String> {
+    fn recover<'a>(
+        &self,
+        root: &Root,
+        limit: u64,
+        hold: &dyn Fn(DiskName) -> Option<Held<'a>>,
+    ) -> Vec<String> {
         let files = match pool::names(root) {
             Ok(files) => files,
             Err(error) => return vec![format!("the RAM disks could not be looked for: {error}")],
         };
-        let mut said = remove_lost_links(root, &files);
+        let mut said = remove_lost_links(root, hold);
         if pool::is_mounted(root) == Ok(true)
             && let Err(error) = pool::mount_for(root, limit)
         {
@@ -221,6 +240,11 @@ impl Driver for Loops {
                 None => (DiskName::parse(&file), false),
             };
             let Some(name) = name else { continue };
+            // A request is at work on it, or has been since the files were listed.
+            let Some(_held) = hold(name) else { continue };
+            if pool::held(root, &file) == Ok(None) {
+                continue;
+            }
             match if is_part { recover_part(root, name) } else { recover_disk(root, name) } {
                 Ok(done) => said.extend(done.map(|done| format!("{name}: {done}"))),
                 Err(error) => said.push(format!("{name} could not be repaired: {error}")),
@@ -232,21 +256,33 @@ impl Driver for Loops {
 
 /// Removes the links in `/dev` that were left of disks that are gone. The loop devices that they lead to may
 /// be somebody else's by now.
-fn remove_lost_links(root: &Root, files: &[String]) -> Vec<String> {
-    let names = links::names(root).unwrap_or_default().into_iter();
-    let is_disk =
-        |name: &DiskName| files.iter().any(|file| *file == name.to_string() || *file == part(*name));
-    let lost = names.filter_map(|name| DiskName::parse(&name)).filter(|name| !is_disk(name));
-    let remove = |name: DiskName| match links::look(&node(root, name)) {
-        Ok(Entry::Link(to)) if is_ours(&to) && !may_be_disk(root, name, &to) => {
-            Some(match links::remove(&node(root, name)) {
-                Ok(()) => format!("{name}: its link was left and is removed"),
-                Err(error) => format!("{name}: its link was left and could not be removed: {error}"),
-            })
-        }
-        _ => None,
+fn remove_lost_links<'a>(root: &Root, hold: &dyn Fn(DiskName) -> Option<Held<'a>>) -> Vec<String> {
+    let names = match links::names(root) {
+        Ok(names) => names,
+        Err(error) => return vec![format!("lost links of RAM disks could not be looked for: {error}")],
     };
-    lost.filter_map(remove).collect()
+    let remove = |name: DiskName| {
+        let _held = hold(name)?;
+        let is_missing = |file: &str| pool::held(root, file) == Ok(None);
+        if !is_missing(&name.to_string()) || !is_missing(&part(name)) {
+            return None;
+        }
+        match links::look(&node(root, name)) {
+            Ok(Entry::Link(to)) if is_ours(&to) && !may_be_disk(root, name, &to) => {
+                let removed = links::remove(&node(root, name));
+                Some(match removed {
+                    Ok(()) => format!("/dev/{name} led to {to}, which is no RAM disk, and is removed"),
+                    Err(error) => {
+                        format!(
+                            "/dev/{name} leads to {to}, which is no RAM disk, and could not be removed: {error}"
+                        )
+                    }
+                })
+            }
+            _ => None,
+        }
+    };
+    names.iter().filter_map(|name| DiskName::parse(name)).filter_map(remove).collect()
 }
 
 fn part(name: DiskName) -> String {
@@ -289,21 +325,26 @@ fn device_over(root: &Root, file: &str) -> Result<Option<String>> {
 }
 
 /// Takes back a change that did not come to its end: what was half-made or half-removed goes. If
-/// somebody began to use the disk in the meantime, it is a disk again.
+/// somebody uses the disk, or may use it, it is a disk again.
 fn recover_part(root: &Root, name: DiskName) -> Result<Option<&'static str>> {
     if let Some(device) = device_over(root, &part(name))? {
         let dev = block::dev_of(root, &device).cannot(format_args!("look at {device}"))?;
         let dev = dev.ok_or_else(|| Error::NotFound(format!("there is no {device} any more")))?;
         let claim = usage::claim_unused(root, dev, &*device, Mode::Claim);
-        let detached = claim.and_then(|claim| {
-            block::set_read_only(&claim, false)
-                .and_then(|()| loops::detach(&claim))
-                .cannot(format_args!("detach {device}"))
-        });
-        if detached.is_err() || !wait_until(PROBING, || !is_over(root, &device, &part(name))) {
+        let is_used = match claim {
+            Ok(claim) => {
+                block::set_read_only(&claim, false)
+                    .and_then(|()| loops::detach(&claim))
+                    .cannot(format_args!("detach {device}"))?;
+                false
+            }
+            Err(error @ Error::Kernel(..)) => return Err(error),
+            Err(_) => true,
+        };
+        if is_used || !wait_until(PROBING, || !is_over(root, &device, &part(name))) {
             pool::rename(root, &part(name), &name.to_string()).cannot("rename its file")?;
             recover_disk(root, name)?;
-            return Ok(Some("is a disk again, since it is in use"));
+            return Ok(Some("is a disk again, since somebody uses it or may use it"));
         }
     }
     unlink(root, name).and_then(|()| pool::remove(root, &part(name))).cannot("remove what was left of it")?;
@@ -390,7 +431,8 @@ fn is_named_as(name: DiskName, path: &str) -> bool {
 
 /// Whether a link in `/dev` that leads there is one that this driver makes.
 fn is_ours(to: &str) -> bool {
-    to.starts_with("loop")
+    let number = to.strip_prefix("loop").unwrap_or_default();
+    !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Makes the link, in the place of one of ours that leads elsewhere.

@@ -128,7 +128,7 @@ impl Driver for Module {
             // but it does not refuse to detach.
             retry_busy(|| rapiddisk::free_pages(&claim))?;
             // The claim is held until the disk is gone: no mount or mapping slips in.
-            rapiddisk::detach(root, disk.name.0).map(|()| None)
+            rapiddisk::detach(root, disk.name.0).map(|()| Left::default())
         })
     }
 
@@ -145,7 +145,9 @@ impl Driver for Module {
     fn shrink(&self, root: &Root, disk: &Device<'_>, _claim: &File, bytes: u64) -> Result<Shrunk> {
         match rapiddisk::resize(root, disk.name.0, bytes) {
             Err(error) if error.is(Errno::INVAL) => Ok(Shrunk::DataAbove),
-            resized => resized.cannot(format_args!("resize {}", disk.name)).map(|()| Shrunk::Done(None)),
+            resized => {
+                resized.cannot(format_args!("resize {}", disk.name)).map(|()| Shrunk::Done(Left::default()))
+            }
         }
     }
 
