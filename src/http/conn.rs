@@ -14,6 +14,7 @@ use super::peer::{Peer, Share};
 use super::render::{Next, Rest, Shape};
 use super::service::Call;
 use super::workers::{Line, Unsent};
+use rustix::event::epoll::EventFlags;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
 use std::sync::Arc;
@@ -169,8 +170,8 @@ pub(super) struct Conn<A> {
     pub deadline: Option<Instant>,
     pub input: Input,
     pub readiness: Readiness,
-    /// Whether epoll tells of its socket. Most connections with a single request end before that is needed.
-    pub is_watched: bool,
+    /// What epoll tells of its socket. Most connections with a single request end before that is needed.
+    pub watched: EventFlags,
 }
 
 impl<A> Conn<A> {
@@ -187,7 +188,7 @@ impl<A> Conn<A> {
             input: Input::default(),
             // Its first request may have come with it.
             readiness: Readiness::Readable,
-            is_watched: false,
+            watched: EventFlags::empty(),
         }
     }
 

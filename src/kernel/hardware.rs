@@ -1,7 +1,7 @@
 //! The real disks of the machine, as sysfs lists them.
 
 use super::block::SECTOR;
-use super::{Dir, Error, Result, Root};
+use super::{Dir, Result, Root};
 
 /// What sysfs says of a whole disk as a piece of hardware.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,8 +42,9 @@ pub fn all(root: &Root) -> Result<Vec<Hardware>> {
 fn hardware(disks: &Dir, name: String) -> Result<Option<Hardware>> {
     // Everything below belongs to this one device, whoever gets its name next.
     let Some(disk) = disks.dir(&name)? else { return Ok(None) };
-    let identity = |part| Ok::<_, Error>(disk.attribute(part)?.filter(|text| !text.is_empty()));
-    let (vendor, model) = (identity("device/vendor")?, identity("device/model")?);
+    // A broken disk that does not tell is listed without them.
+    let identity = |part| disk.attribute(part).unwrap_or(None).filter(|text| !text.is_empty());
+    let (vendor, model) = (identity("device/vendor"), identity("device/model"));
     // What has an identity has a device.
     let is_listed = |name: &str| ["md", "pmem", "loop"].iter().any(|start| name.starts_with(start));
     if vendor.is_none() && model.is_none() && !is_listed(&name) && !disk.exists("device")? {

@@ -75,21 +75,29 @@ impl<S: Service> Connections<S> {
     /// Has epoll tell of a connection that has to wait for its client. One that ends after the answer it
     /// waits for need not be watched.
     fn watch(&mut self, token: u64) {
-        let Some(conn) = self.slots.get(token).filter(|conn| !conn.is_watched) else { return };
+        let Some(conn) = self.slots.get(token) else { return };
         if matches!(conn.state, State::Waiting { then: Then::Close, .. }) {
             return;
         }
-        conn.is_watched = true;
-        // For all events, once: no further call is needed for this connection.
-        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        if epoll::add(&self.epoll, &conn.line.socket, EventData::new_u64(token), flags).is_ok() {
+        // Each event once: no further call is needed. Room in the socket is news only once it was full.
+        let mut flags = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
+        flags.set(EventFlags::OUT, matches!(conn.state, State::Writing { .. }));
+        if conn.watched.contains(flags) {
             return;
         }
-        conn.is_watched = false;
-        // A worker has its request, and the client gets the answer. Then the next attempt is due.
-        if !conn.is_busy() {
+        let (socket, data) = (&conn.line.socket, EventData::new_u64(token));
+        // Both report what has happened before.
+        let watched = if conn.watched.is_empty() {
+            epoll::add(&self.epoll, socket, data, flags)
+        } else {
+            epoll::modify(&self.epoll, socket, data, flags)
+        };
+        if watched.is_ok() {
+            conn.watched = flags;
+        } else if !conn.is_busy() {
             self.slots.remove(token);
         } else if !conn.line.wait_for_end() {
+            // A worker has its request, and the client gets the answer. Then the next attempt is due.
             self.take_done();
         }
     }
