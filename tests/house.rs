@@ -92,15 +92,13 @@ fn each_layer_knows_only_those_below_it() {
 }
 
 /// The rooms of `src`, the uppermost first, and those that each may know. All may know the logger.
-const ROOMS: [(&str, &[&str]); 11] = [
+const ROOMS: [(&str, &[&str]); 9] = [
     ("main", &["cli", "daemon"]),
     ("cli", &["http", "storage"]),
     // The flags come to it as cli's Config.
-    ("daemon", &["cli", "client", "layout", "api", "console", "http", "storage", "kernel"]),
+    ("daemon", &["cli", "client", "api", "http", "storage", "kernel"]),
     ("client", &["http"]),
-    ("layout", &["storage", "kernel"]),
-    ("api", &["layout", "console", "http", "storage"]),
-    ("console", &["http"]),
+    ("api", &["http", "storage"]),
     ("http", &["kernel"]),
     ("storage", &["kernel"]),
     ("kernel", &[]),

@@ -265,9 +265,7 @@ fn find(method: &Method, target: &str) -> Result<Call<Action>, NoAction> {
         Segments::of(path).ok_or_else(|| NoAction::Invalid(format!("{path} is not well percent-encoded")))?;
     let no_path = || match meant(path) {
         Some(meant) => NoAction::NoPath(format!("there is no {path}; did you mean {meant}?")),
-        None => {
-            NoAction::NoPath(format!("there is no {path}; the README lists the paths and their parameters"))
-        }
+        None => NoAction::NoPath(format!("there is no {path}; src/api/README.md lists the paths")),
     };
     let texts = segments.texts().ok_or_else(no_path)?;
     let Route { template, endpoint } = ROUTES.iter().find(|it| it.matches(texts)).ok_or_else(no_path)?;

@@ -147,7 +147,7 @@ const ACCESS: &[Flag] = &[
         help: "lines of ROLE NAME TOKEN, where ROLE is admin or viewer; only holders of these tokens \
                are let in; SIGHUP reads the file again",
         manual: manual(
-            "Let only holders of the tokens in this file in. Each line is `ROLE NAME TOKEN`. The role \
+            "Only clients with a token from this file may use the API. Each line is `ROLE NAME TOKEN`. The role \
              `admin` may do everything, `viewer` may only read. The name appears in the log. A line \
              that begins with # is a comment. The file must belong to root and have the mode 0600. \
              SIGHUP makes the daemon read it again. Not together with `--open`.",

@@ -106,7 +106,14 @@ pub fn users(root: &Root, dev: Dev) -> Result<Vec<User>> {
     }
     users.extend(loops(root, &devs)?);
     users.extend(namespaces(root, &devs)?);
-    let openers = proc::openers(root, &devs).cannot(LOOK)?;
+    let openers = match proc::openers(root, &devs) {
+        // A container whose root may not look at the machine's processes.
+        Err(error) if error.is(Errno::ACCESS) || error.is(Errno::PERM) => {
+            let what = format!("cannot {LOOK}; run this daemon where root may look at every process");
+            return Err(Error::Kernel(what, error));
+        }
+        openers => openers.cannot(LOOK)?,
+    };
     users.extend(openers.into_iter().map(|opener| User::Process { name: opener.name, pid: opener.pid }));
     Ok(users)
 }

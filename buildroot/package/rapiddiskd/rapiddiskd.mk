@@ -24,7 +24,7 @@ RAPIDDISKD_OVERRIDE_SRCDIR_RSYNC_EXCLUSIONS = \
 RAPIDDISKD_CARGO_ENV = \
 	CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 \
 	CARGO_PROFILE_RELEASE_LTO=fat \
-	CARGO_PROFILE_RELEASE_OPT_LEVEL=z \
+	CARGO_PROFILE_RELEASE_OPT_LEVEL=2 \
 	CARGO_TARGET_$(call UPPERCASE,$(RUSTC_TARGET_NAME))_RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=$(@D)/="
 
 # The infrastructure vendors crates when it downloads a package, and a local

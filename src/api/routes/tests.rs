@@ -201,7 +201,7 @@ fn a_refusal_says_what_is_wrong_in_these_words() {
     ] {
         assert_eq!(post(&format!("/v1/{target}")), Err(NoAction::Invalid(message.to_owned())));
     }
-    let message = "there is no /x%20y; the README lists the paths and their parameters";
+    let message = "there is no /x%20y; src/api/README.md lists the paths";
     assert_eq!(get("/x%20y?z"), Err(NoAction::NoPath(message.to_owned())));
 }
 
