@@ -4,7 +4,6 @@ use std::fs::File;
 
 use super::mapping::{self, uuid};
 use super::target::{New, Source, Target};
-use super::targets::check_start;
 use super::{Caches, NewCache, node};
 use crate::kernel::block::{self, Dev, Mode, SECTOR};
 use crate::kernel::dm::Control;
@@ -92,7 +91,7 @@ impl Caches {
         drop(usage::claim_unused(root, source.dev, &*source.device, Mode::Claim)?);
         let mut start = vec![0; START];
         block::read_start(&claim, &mut start).cannot(format_args!("read {}", disk.name))?;
-        check_start(disk.name, &start)?;
+        self.targets.iter().try_for_each(|target| target.check_start(disk.name, &start))?;
         Ok(Checked { disk, source, block, claim, start })
     }
 

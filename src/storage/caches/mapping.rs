@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use crate::kernel::dm::{self, Control, Info, Report};
 use crate::kernel::{self, Root};
 use crate::storage::error::{Cannot, Error, Result};
-use crate::storage::names::{CacheName, Part, Policy};
+use crate::storage::names::CacheName;
 
 /// Opens device-mapper.
 ///
@@ -49,20 +49,6 @@ pub fn info_of(control: &Control, name: &dm::Name) -> Result<Option<Info>> {
 /// The state of a mapping that was made here; `None` if there is none of this name.
 pub fn ours(control: &Control, name: &dm::Name) -> Result<Option<Info>> {
     Ok(info_of(control, name)?.filter(|info| info.uuid == uuid(name)))
-}
-
-/// Whether there is a part of this very cache that was made here, and the cache itself is not there. Only
-/// a write-through cache has parts.
-pub fn has_only_parts(control: &Control, name: &CacheName) -> Result<bool> {
-    if name.policy() != Policy::WriteThrough || info_of(control, name.as_dm())?.is_some() {
-        return Ok(false);
-    }
-    for part in Part::ALL {
-        if ours(control, &part.of(name))?.is_some() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// The state of a cache's mapping, which must exist.

@@ -1,7 +1,6 @@
 //! Repairing what a daemon that was killed during a change left.
 
 use super::mapping;
-use super::targets::remove_parts;
 use super::{Caches, node};
 use crate::kernel::dm::Control;
 use crate::storage::error::{Cannot, Result};
@@ -48,11 +47,12 @@ impl Caches {
         if node::all(root).contains(name) {
             said.push(told(name, "its link was left and is removed", node::remove(root, name)));
         }
-        match mapping::has_only_parts(control, name) {
-            Ok(true) => {
-                said.push(told(name, "its parts were left and are removed", remove_parts(root, name)))
+        match self.targets.of_leftovers(control, name) {
+            Ok(Some(target)) => {
+                let removed = target.remove_leftovers(root, name);
+                said.push(told(name, "its parts were left and are removed", removed));
             }
-            Ok(false) => {}
+            Ok(None) => {}
             Err(error) => said.push(told(name, "", Err(error))),
         }
         said

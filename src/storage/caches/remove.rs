@@ -3,7 +3,6 @@
 use rustix::io::Errno;
 
 use super::mapping;
-use super::targets::remove_parts;
 use super::{Caches, Mapped, node};
 use crate::kernel;
 use crate::kernel::dm::Control;
@@ -20,8 +19,8 @@ impl Caches {
         let control = mapping::control(&self.machine.root)?;
         let mapped = match self.mapped(&control, name) {
             // What an earlier removal left, or one by another program, holds the RAM disk.
-            Err(Error::NotFound(_)) if mapping::has_only_parts(&control, name)? => {
-                return self.remove_left_parts(&control, name);
+            Err(Error::NotFound(_)) if self.targets.of_leftovers(&control, name)?.is_some() => {
+                return self.remove_leftovers(&control, name);
             }
             mapped => mapped?,
         };
@@ -71,14 +70,14 @@ impl Caches {
         })
     }
 
-    /// Removes the parts of a cache that is gone itself.
-    fn remove_left_parts(&self, control: &Control, name: &CacheName) -> Result<Left> {
+    /// Removes what is left of a cache that is gone itself.
+    fn remove_leftovers(&self, control: &Control, name: &CacheName) -> Result<Left> {
         let _held = self.machine.hold(vec![Key::Mapping(name.to_string())])?;
-        // The parts may belong to a cache that was being made until now.
-        if !mapping::has_only_parts(control, name)? {
+        // It may belong to a cache that was being made until now.
+        let Some(target) = self.targets.of_leftovers(control, name)? else {
             return Err(Error::Conflict(format!("{name} has just been changed; try again")));
-        }
-        remove_parts(&self.machine.root, name)?;
+        };
+        target.remove_leftovers(&self.machine.root, name)?;
         let mut left = Left::default();
         left.note(node::remove(&self.machine.root, name));
         Ok(left)

@@ -6,7 +6,7 @@ use crate::kernel::dm::{self, Control};
 use crate::storage::caches::stats::CacheStats;
 use crate::storage::disks::Device;
 use crate::storage::error::{Error, Result};
-use crate::storage::names::{CacheName, Policy};
+use crate::storage::names::{CacheName, DiskName, Policy};
 use crate::storage::undo::Undo;
 
 /// The device that is cached.
@@ -127,6 +127,17 @@ pub trait Target: Send + Sync {
     /// Refuses the removal of a suspended cache that has data which its source has not.
     fn check_written(&self, _control: &Control, _name: &CacheName) -> Result<()> {
         Ok(())
+    }
+
+    /// Refuses a RAM disk, given its first block, that may hold data of an earlier cache which that cache's
+    /// source has not. Asked whatever the disk shall become.
+    fn check_start(&self, _disk: DiskName, _first_block: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether something of this driver's is there under the name of a cache, but no cache.
+    fn has_leftovers(&self, _control: &Control, _name: &CacheName) -> Result<bool> {
+        Ok(false)
     }
 
     /// Removes what a removal that was cut short may have left under the name of a cache.

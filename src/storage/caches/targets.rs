@@ -5,9 +5,6 @@ mod dm_cache;
 mod rapiddisk_cache;
 mod writecache;
 
-pub use dm_cache::remove_parts;
-pub use writecache::check_start;
-
 use rustix::io::Errno;
 
 use super::target::Target;
@@ -81,6 +78,16 @@ impl Targets {
     /// The driver of a mapping with this target; `None` if caches of the policy do not have it.
     pub fn of(&self, kind: &str, policy: Policy) -> Option<&dyn Target> {
         self.iter().find(|target| target.kind() == kind && target.serves(policy))
+    }
+
+    /// The driver of which something is left under the name of a cache that is gone.
+    pub fn of_leftovers(&self, control: &Control, name: &CacheName) -> Result<Option<&dyn Target>> {
+        for target in self.iter() {
+            if target.has_leftovers(control, name)? {
+                return Ok(Some(target));
+            }
+        }
+        Ok(None)
     }
 
     /// The error for a table that the kernel refused.

@@ -177,6 +177,20 @@ impl Target for DmCache {
         }
     }
 
+    /// A part of this very cache, made here.
+    fn has_leftovers(&self, control: &Control, name: &CacheName) -> Result<bool> {
+        // The parts are named after the source, and only a write-through cache has them.
+        if !self.serves(name.policy()) || mapping::info_of(control, name.as_dm())?.is_some() {
+            return Ok(false);
+        }
+        for part in Part::ALL {
+            if mapping::ours(control, &part.of(name))?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn remove_leftovers(&self, root: &Root, name: &CacheName) -> Result<()> {
         remove_parts(root, name)
     }
@@ -206,7 +220,7 @@ fn make_part<'a>(new: &New<'a>, part: Part, start: u64, end: u64, undo: &mut Und
 
 /// Removes the parts of a cache that is gone itself, as far as they are there and were made here. The
 /// superblock in the metadata is cleared before.
-pub fn remove_parts(root: &Root, name: &CacheName) -> Result<()> {
+fn remove_parts(root: &Root, name: &CacheName) -> Result<()> {
     let control = mapping::control(root)?.for_parts();
     let mut outcome = Ok(());
     for part in Part::ALL {

@@ -112,6 +112,17 @@ impl Target for Writecache {
             .cannot(format_args!("write the data of {name} to its source; it stays mapped"))
     }
 
+    /// A superblock does not name the source of its cache.
+    fn check_start(&self, disk: DiskName, first_block: &[u8]) -> Result<()> {
+        if !first_block.starts_with(&MAGIC) {
+            return Ok(());
+        }
+        Err(Error::Conflict(format!(
+            "{disk} may still hold unwritten data of an earlier writeback cache that was not removed by this \
+             service; flush {disk} first if that data is of no use any more"
+        )))
+    }
+
     /// The RAM disk holds no data any more, and must not look as if it did.
     fn clean_up(&self, root: &Root, _name: &CacheName, disk: Option<&str>) -> Result<()> {
         let Some(disk) = disk else { return Ok(()) };
@@ -119,18 +130,6 @@ impl Target for Writecache {
             .and_then(|disk| block::write_start(&disk, &[0; BLOCK as usize]))
             .cannot(format_args!("write the first block of {disk}"))
     }
-}
-
-/// Refuses a RAM disk whose first block is a superblock, whatever the disk shall become. It may hold
-/// data that the source of that cache has not, and the superblock does not name that source.
-pub fn check_start(disk: DiskName, first_block: &[u8]) -> Result<()> {
-    if !first_block.starts_with(&MAGIC) {
-        return Ok(());
-    }
-    Err(Error::Conflict(format!(
-        "{disk} may still hold unwritten data of an earlier writeback cache that was not removed by this service; \
-         flush {disk} first if that data is of no use any more"
-    )))
 }
 
 #[cfg(test)]
