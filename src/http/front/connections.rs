@@ -66,6 +66,8 @@ impl<S: Service> Connections<S> {
 
     /// Takes a new connection in, and goes on with it: its first request is often here already.
     pub fn add(&mut self, line: Line, peer: Peer) {
+        // Many may have been answered since the turn began, and a new one has its time from now.
+        self.now = Instant::now();
         let conn = Conn::new(line, peer, self.now, &self.dispatcher.limits);
         self.due_at(conn.deadline);
         let token = self.slots.insert(Box::new(conn));
