@@ -266,8 +266,8 @@ fn lost_namespaces(root: &Root) -> Result<Vec<User>> {
             let path = Path::new(&namespace.device);
             let is_lost = match node_of(&namespace.device).cannot(LOOK)? {
                 Some(_) => false,
-                // What is there instead of the device's node.
-                None if path.starts_with("/dev") => true,
+                // A file that took the place of the device's node. Those in /dev/shm are meant as files.
+                None if path.starts_with("/dev") && !path.starts_with("/dev/shm") => true,
                 None => !block::exists(path).unwrap_or(false),
             };
             if is_lost {
