@@ -85,7 +85,7 @@ fn each_step_of_a_removal_that_fails_is_undone() {
     }
     assert!(connect("tcp", "127.0.0.1", &nqn, HOST) && connected_disk(8 * MIB).starts_with("nvme"));
     disconnect();
-    fails_at(&guest, "ports", "createNVMePort/3/127.0.0.1/tcp");
+    fails_at(&guest, "ports", "createNVMePort/3/127.0.0.1/tcp/4422");
     guest.change("removeNVMeTarget/rd0");
     fails_at(&guest, "ports", "removeNVMePort/1");
 }

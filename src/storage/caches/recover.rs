@@ -38,12 +38,15 @@ impl Caches {
         let Some(_held) = self.machine.locks.try_hold(vec![Key::Mapping(name.to_string())]) else {
             return Vec::new();
         };
+        let mut said: Vec<_> = self.recover_mapping(control, name).into_iter().collect();
         match mapping::info_of(control, name.as_dm()) {
-            Ok(Some(_)) => return self.recover_mapping(control, name).into_iter().collect(),
+            Ok(Some(_)) => return said,
             Ok(None) => {}
-            Err(error) => return vec![told(name, "", Err(error))],
+            Err(error) => {
+                said.push(told(name, "", Err(error)));
+                return said;
+            }
         }
-        let mut said = Vec::new();
         if node::all(root).contains(name) {
             said.push(told(name, "its link was left and is removed", node::remove(root, name)));
         }
