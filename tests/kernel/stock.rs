@@ -173,7 +173,7 @@ fn a_tmpfs_that_cannot_be_looked_at_is_not_taken_as_missing() {
     write("/dev/rd0", 0, &noise(1, MIB as usize));
     let failing = injected(&mut guest, "statfs", "error=EIO");
     for change in ["createRapidDisk/8", "removeRapidDisk/rd0", "flushRapidDisk/rd0"] {
-        guest.post(change).failure(500, &["Input/output error"]);
+        guest.post(change).failure(500, &["os error 5"]);
     }
     drop(failing);
     assert_whole();
