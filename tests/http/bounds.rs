@@ -133,6 +133,16 @@ fn too_many_unsent_answers_make_for_refusals_until_they_are_gone() {
     until(|| daemon.get("/a").status == 200);
 }
 
+/// Whether the server has read all that this client sent (`/proc/net/tcp6`, whose fifth word is the queues).
+fn is_read(client: &TcpStream) -> bool {
+    let place = |address: SocketAddr| format!(":{:04X}", address.port());
+    let (own, server) = (place(client.local_addr().unwrap()), place(client.peer_addr().unwrap()));
+    let sockets = std::fs::read_to_string("/proc/net/tcp6").unwrap();
+    sockets.lines().map(|line| line.split_ascii_whitespace().collect::<Vec<_>>()).any(|words| {
+        words[1].ends_with(&server) && words[2].ends_with(&own) && words[4].ends_with(":00000000")
+    })
+}
+
 #[test]
 fn when_full_the_oldest_idle_connection_gives_way_and_never_a_busy_one() {
     let daemon = start(Limits { connections: 4, per_address: 4, ..Limits::default() });
@@ -148,6 +158,7 @@ fn when_full_the_oldest_idle_connection_gives_way_and_never_a_busy_one() {
     };
     let mut reading = answered();
     reading.send("GET");
+    until(|| is_read(&reading.stream));
     let mut idle = [answered(), answered()];
     assert_eq!(daemon.get("/instant").status, 200);
     assert_eq!(idle[0].stream.read(&mut [0]).unwrap(), 0);
