@@ -5,7 +5,6 @@ use std::fmt::Display;
 use serde_json::{Value, json};
 
 use crate::http::Response;
-use crate::storage::Left;
 
 /// An answer with a JSON body.
 pub fn json(status: u16, body: &Value) -> Response {
@@ -25,11 +24,6 @@ pub fn made(field: &str, name: &impl Display, message: String) -> Value {
     let mut body = done(message);
     body[field] = Value::String(name.to_string());
     body
-}
-
-/// The message of a change that is done, with what it left over.
-pub fn with_left(done: String, left: Left) -> String {
-    if left.is_empty() { done } else { format!("{done}, but something is left over: {left}") }
 }
 
 /// An object with one field, an array. `json!` would copy the values.

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::answer::{done, made, with_left};
+use super::answer::{done, made};
 use super::parameters::{Kind, Parameter, Values};
 use crate::storage::{Cache, CacheName, CacheStats, DiskName, Policy, Result, SourceName, Storage};
 
@@ -75,7 +75,7 @@ pub fn execute(storage: &Storage, action: &CacheAction) -> Result<Value> {
         }
         CacheAction::Remove(cache) => {
             let left = storage.caches.remove(cache)?;
-            done(with_left(format!("{cache} is removed"), left))
+            done(left.told_after(format_args!("{cache} is removed")))
         }
         CacheAction::Stats(cache) => statistics(&storage.caches.stats(cache)?),
     })

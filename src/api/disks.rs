@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::answer::{done, made, with_left};
+use super::answer::{done, made};
 use super::parameters::{Kind, Parameter, Values};
 use crate::storage::{DiskName, RamDisk, Result, Size, Storage};
 
@@ -61,7 +61,7 @@ pub fn execute(storage: &Storage, action: &DiskAction) -> Result<Value> {
         }
         DiskAction::Resize(disk, size) => {
             let left = storage.disks.resize(*disk, *size)?;
-            done(with_left(format!("{disk} has {} MiB now", size.bytes() >> 20), left))
+            done(left.told_after(format_args!("{disk} has {} MiB now", size.bytes() >> 20)))
         }
         DiskAction::Flush(disk) => {
             storage.disks.flush(*disk)?;
@@ -69,7 +69,7 @@ pub fn execute(storage: &Storage, action: &DiskAction) -> Result<Value> {
         }
         DiskAction::Remove(disk) => {
             let left = storage.disks.remove(*disk)?;
-            done(with_left(format!("{disk} is removed"), left))
+            done(left.told_after(format_args!("{disk} is removed")))
         }
         DiskAction::Lock(disk) => {
             storage.disks.set_locked(*disk, true)?;

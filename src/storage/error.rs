@@ -44,15 +44,12 @@ impl Left {
         self.0.extend(other.0);
     }
 
-    /// Whether nothing is left.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl fmt::Display for Left {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join("; "))
+    /// The message of a change that is done: `done`, and what is left over.
+    pub fn told_after(&self, done: impl fmt::Display) -> String {
+        match &self.0[..] {
+            [] => done.to_string(),
+            left => format!("{done}, but something is left over: {}", left.join("; ")),
+        }
     }
 }
 

@@ -70,12 +70,9 @@ impl Quiesce<'_> {
 
     fn remove_cache(&self, cache: &CacheName) -> Result<String> {
         match self.caches.remove(cache) {
-            Ok(left) if left.is_empty() => {
-                Ok(format!("{cache} is removed, all of its data is on its source"))
+            Ok(left) => {
+                Ok(left.told_after(format_args!("{cache} is removed, all of its data is on its source")))
             }
-            Ok(left) => Ok(format!(
-                "{cache} is removed, all of its data is on its source, but something is left over: {left}"
-            )),
             Err(Error::Conflict(in_use)) => {
                 self.caches.write_back(cache)?;
                 Err(Error::Conflict(format!("{in_use}; only what was written so far is on its source")))
