@@ -234,49 +234,37 @@ fn node_of(path: &str) -> kernel::Result<Option<Dev>> {
 
 fn namespaces(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
     let mut found = exports(root, devs)?;
-    if found.is_empty() {
-        found.extend(lost_namespaces(root)?);
-    }
     if found.is_empty() && nvmet::is_hidden(root).cannot(LOOK)? {
         found.push(User::HiddenTargets);
     }
     Ok(found)
 }
 
-/// The NVMe namespaces that export one of the devices, enabled or not.
+/// The NVMe namespaces that export one of the devices, enabled or not. Where there are none, those that
+/// may export any device.
 pub fn exports(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
-    let mut found = Vec::new();
+    let (mut found, mut lost) = (Vec::new(), Vec::new());
     for subsystem in nvmet::subsystems(root).cannot(LOOK)? {
         for namespace in subsystem.namespaces {
-            let dev = node_of(&namespace.device).cannot(LOOK)?;
-            if dev.is_some_and(|dev| devs.contains(&dev)) {
-                found.push(User::Namespace { nqn: subsystem.nqn.clone(), id: namespace.id });
+            let (nqn, id, path) = (subsystem.nqn.clone(), namespace.id, namespace.device);
+            match node_of(&path).cannot(LOOK)? {
+                Some(dev) if devs.contains(&dev) => found.push(User::Namespace { nqn, id }),
+                None if namespace.enabled && is_lost(Path::new(&path)) => {
+                    lost.push(User::LostNamespace { nqn, id, path });
+                }
+                _ => {}
             }
         }
     }
-    Ok(found)
+    Ok(if found.is_empty() { lost } else { found })
 }
 
-/// The enabled NVMe namespaces whose path does not lead to a block device any more, or never did: each
-/// may export any device, unless it is one that stands on a file.
-fn lost_namespaces(root: &Root) -> Result<Vec<User>> {
-    let mut found = Vec::new();
-    for subsystem in nvmet::subsystems(root).cannot(LOOK)? {
-        for namespace in subsystem.namespaces.into_iter().filter(|namespace| namespace.enabled) {
-            let path = Path::new(&namespace.device);
-            let is_lost = match node_of(&namespace.device).cannot(LOOK)? {
-                Some(_) => false,
-                // A file that took the place of the device's node. Those in /dev/shm are meant as files.
-                None if path.starts_with("/dev") && !path.starts_with("/dev/shm") => true,
-                None => !block::exists(path).unwrap_or(false),
-            };
-            if is_lost {
-                let (nqn, path) = (subsystem.nqn.clone(), namespace.device);
-                found.push(User::LostNamespace { nqn, id: namespace.id, path });
-            }
-        }
-    }
-    Ok(found)
+/// Whether the path of a namespace, at which no block device is, does not lead to a file either that the
+/// namespace may stand on.
+fn is_lost(path: &Path) -> bool {
+    // A file in `/dev` took the place of the device's node. Those in `/dev/shm` are meant as files.
+    let is_in_place_of_node = path.starts_with("/dev") && !path.starts_with("/dev/shm");
+    is_in_place_of_node || !block::exists(path).unwrap_or(false)
 }
 
 /// The name that an administrator knows for a device: that of a device-mapper device rather than

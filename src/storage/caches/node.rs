@@ -22,6 +22,11 @@ pub fn is_there(root: &Root, name: &CacheName, dev: Dev) -> kernel::Result<bool>
     Ok(block::dev_of_node(&path(root, name))? == Some(dev))
 }
 
+/// Whether a cache has an entry in `/dev/mapper`, wherever it leads.
+pub fn has_entry(root: &Root, name: &CacheName) -> bool {
+    matches!(links::look(&path(root, name)), Ok(Entry::Link(_) | Entry::Other))
+}
+
 /// The caches that have an entry in `/dev/mapper`, mapped or not.
 pub fn all(root: &Root) -> Vec<CacheName> {
     let names = dm::nodes(root).unwrap_or_default();

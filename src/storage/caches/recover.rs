@@ -47,7 +47,7 @@ impl Caches {
                 return said;
             }
         }
-        if node::all(root).contains(name) {
+        if node::has_entry(root, name) {
             said.push(told(name, "its link was left and is removed", node::remove(root, name)));
         }
         match self.targets.of_leftovers(control, name) {
