@@ -239,8 +239,8 @@ impl State {
             state.insert(dir, text);
         }
         for disk in ram_disks() {
-            // A mounted file system may write at any time.
-            if !is_mounted_for_writing(&disk) {
+            // A mounted file system may write at any time, also through a cache, and so may a cache.
+            if !is_written_to(&disk) {
                 state.insert(
                     format!("{disk}'s contents"),
                     format!("{:x}", fingerprint(&format!("/dev/{disk}"))),
@@ -272,6 +272,13 @@ impl State {
             .collect();
         assert!(differences.is_empty(), "{request} was refused and changed: {differences:#?}");
     }
+}
+
+/// Whether something above a device writes to it without being asked.
+fn is_written_to(device: &str) -> bool {
+    is_mounted_for_writing(device)
+        || attribute(device, "dm/name").is_some_and(|name| name.starts_with("rc-wb_"))
+        || holders(device).iter().any(|holder| is_written_to(holder))
 }
 
 fn is_mounted_for_writing(disk: &str) -> bool {
