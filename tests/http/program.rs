@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// How soon the program must have ended once it is told to.
-const END: Duration = Duration::from_secs(5);
+const END: Duration = Duration::from_secs(30);
 
 /// A change that does nothing, there being no such disk, wherever it is allowed.
 const CHANGE: &str = "POST /v1/removeRapidDisk/rd9999";
@@ -97,7 +97,7 @@ impl Drop for Program {
 
 fn ask_at(address: SocketAddr, request: &str, fields: &str) -> Reply {
     let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.set_read_timeout(Some(END)).unwrap();
     let mut client = Client::new(stream);
     client.send(&format!("{request} HTTP/1.1\r\n{fields}\r\n"));
     client.reply()

@@ -86,7 +86,7 @@ fn a_source_that_hangs_holds_up_nothing_but_itself() {
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     assert!(text(&output).contains("in time"), "{}", text(&output));
     // 30 s, and some more on a slow machine.
-    assert!((Duration::from_secs(30)..Duration::from_secs(40)).contains(&time), "{time:?}");
+    assert!((Duration::from_secs(30)..Duration::from_secs(60)).contains(&time), "{time:?}");
     assert_same_data("the other source", &read("/dev/sdb", MIB, data.len()), &data);
     assert_eq!(mappings(), ["rc-wb_slow", "slow"]);
     // The removal that was not waited for finishes once the device answers again.

@@ -154,9 +154,12 @@ pub fn used(disk: &str) -> Option<u64> {
 /// Between two looks at what is waited for.
 pub const PAUSE: Duration = Duration::from_millis(20);
 
-/// Asks again for up to ten seconds.
+/// How long a test waits for what must happen, however slow the machine is.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Asks again for up to a minute.
 pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     while !is_so() {
         assert!(Instant::now() < deadline, "never: {what}");
         std::thread::sleep(PAUSE);

@@ -145,7 +145,7 @@ impl Daemon {
     }
 
     fn wait_until_it_answers(&mut self) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + kernel::PATIENCE;
         while self.client.try_request("GET", "/v1/checkServiceStatus").is_err() {
             let ended = self.child.try_wait().expect("the daemon's state");
             let log = || fs::read_to_string(LOG).unwrap_or_default();
