@@ -221,7 +221,7 @@ fn list_targets(targets: &[Export], ports: &[Port]) -> Value {
 }
 
 fn target(target: &Export) -> Value {
-    let Export { subsystem, namespace, size, ports } = target;
+    let Export { subsystem, namespace, size, uuid, nguid, ports } = target;
     let hosts: Vec<_> = subsystem.allowed_hosts.iter().map(|host| json!({"host": host})).collect();
     let mut fields = json!({
         "nqn": subsystem.nqn,
@@ -236,6 +236,11 @@ fn target(target: &Export) -> Value {
     });
     if let Some(controllers) = subsystem.controllers {
         fields["controllers"] = controllers.into();
+    }
+    for (name, value) in [("uuid", uuid), ("nguid", nguid)] {
+        if let Some(value) = value {
+            fields[name] = value.as_str().into();
+        }
     }
     fields
 }
@@ -270,6 +275,8 @@ mod tests {
     use super::*;
     use crate::kernel::nvmet::{Namespace, Subsystem};
 
+    const UUID: &str = "9822e8cb-97c5-8291-a615-b2b6043e58b6";
+
     fn port_of(id: u32, address: Option<&str>, nqn: &str) -> Port {
         Port {
             id,
@@ -293,6 +300,8 @@ mod tests {
                 controllers: Some(2),
             },
             size: Some(size),
+            uuid: Some(UUID.to_owned()),
+            nguid: None,
             ports: ports.to_vec(),
         }
     }
@@ -307,7 +316,7 @@ mod tests {
                 {"nvmet_targets": [{
                     "nqn": "rd1-test", "namespace": 1, "device": "/dev/rd1", "enabled": "true",
                     "allowed_hosts": [{"host": "nqn.host"}],
-                    "any_host": false, "serial": "0123", "size": 4096, "controllers": 2,
+                    "any_host": false, "serial": "0123", "size": 4096, "controllers": 2, "uuid": UUID,
                     "assigned_ports": [
                         {"port": 1, "address": "10.0.0.185", "protocol": "tcp", "service_id": "4420"}
                     ],
@@ -336,7 +345,8 @@ mod tests {
                 r#"{"targets":[{"nvmet_targets":[{"allowed_hosts":[{"host":"nqn.host"}],"any_host":false,"#,
                 r#""assigned_ports":[{"address":"10.0.0.185","port":1,"protocol":"tcp","service_id":"UNDEFINED"}],"#,
                 r#""controllers":2,"device":"/dev/rd1","enabled":"true","namespace":1,"nqn":"nqn.x","#,
-                r#""serial":"UNAVAILABLE","size":4096}]},{"nvmet_ports":[{"address":"10.0.0.185","nqn":"nqn.x","#,
+                r#""serial":"UNAVAILABLE","size":4096,"uuid":"9822e8cb-97c5-8291-a615-b2b6043e58b6"}]},"#,
+                r#"{"nvmet_ports":[{"address":"10.0.0.185","nqn":"nqn.x","#,
                 r#""port":1,"protocol":"tcp","service_id":"UNDEFINED"}]}]}"#
             )
         );
@@ -367,6 +377,7 @@ mod tests {
             67108864,
             std::slice::from_ref(&port),
         );
+        let target = Export { nguid: Some(UUID.to_owned()), ..target };
         let target = list_targets(&[target], std::slice::from_ref(&port));
         assert_eq!(page::example("listAllNVMeTargets"), target);
         assert_eq!(page::example("listAllNVMePorts"), list_ports(std::slice::from_ref(&port)));

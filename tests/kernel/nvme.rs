@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use crate::export;
 use crate::support::kernel::{attribute, eventually, names, size, works};
 use crate::support::{Guest, MIB, guest, sh, sys};
 
@@ -44,17 +45,19 @@ fn targets_are_listed_with_hosts_and_ports_in_both_shapes() {
     ));
     let port = json!({"port": 1, "address": "127.0.0.1", "protocol": "tcp", "service_id": "4420"});
     let serial = |nqn: &str| sys(&format!("{TREE}/subsystems/{nqn}/attr_serial"));
+    let uuid = |namespace: &str| sys(&format!("{TREE}/subsystems/{namespace}/device_uuid"));
+    let none = "00000000-0000-0000-0000-000000000000";
     let hosts = json!([{"host": "nqn.host1"}, {"host": "nqn.host2"}]);
     assert_eq!(
         guest.read("listAllNVMeTargets"),
         json!({"targets": [
             {"nvmet_targets": [
                 {"nqn": "nqn.a", "namespace": 1, "device": "", "enabled": "false",
-                 "any_host": true, "serial": serial("nqn.a"), "size": 0, "allowed_hosts": [], "assigned_ports": [port]},
+                 "any_host": true, "serial": serial("nqn.a"), "uuid": uuid("nqn.a/namespaces/1"), "nguid": none, "size": 0, "allowed_hosts": [], "assigned_ports": [port]},
                 {"nqn": "nqn.b", "namespace": 2, "device": "/dev/rd0", "enabled": "true",
-                 "any_host": false, "serial": serial("nqn.b"), "size": 8 * MIB, "allowed_hosts": hosts, "assigned_ports": [port]},
+                 "any_host": false, "serial": serial("nqn.b"), "uuid": uuid("nqn.b/namespaces/2"), "nguid": none, "size": 8 * MIB, "allowed_hosts": hosts, "assigned_ports": [port]},
                 {"nqn": "nqn.b", "namespace": 10, "device": "/dev/rd1", "enabled": "false",
-                 "any_host": false, "serial": serial("nqn.b"), "size": 16 * MIB, "allowed_hosts": hosts, "assigned_ports": [port]},
+                 "any_host": false, "serial": serial("nqn.b"), "uuid": uuid("nqn.b/namespaces/10"), "nguid": none, "size": 16 * MIB, "allowed_hosts": hosts, "assigned_ports": [port]},
             ]},
             {"nvmet_ports": [
                 {"port": 1, "address": "127.0.0.1", "protocol": "tcp", "service_id": "4420", "nqn": "nqn.a"},
@@ -134,11 +137,12 @@ fn a_disk_is_known_by_whatever_path_it_is_exported() {
     let guest = guest_with_targets();
     guest.disk(16);
     let dev = attribute("rd0", "dev").expect("a number").replace(':', " ");
-    sh(&format!("ln -s /dev/rd0 /tmp/test/link; mknod /tmp/test/node b {dev}"));
-    for path in ["/tmp/test/link", "/tmp/test/node"] {
+    sh(&format!("ln -s /dev/rd0 '/tmp/test/link '; mknod /tmp/test/node b {dev}"));
+    // A blank belongs to the name.
+    for path in ["/tmp/test/link ", "/tmp/test/node"] {
         configure(&format!(
             "mkdir subsystems/nqn.a subsystems/nqn.a/namespaces/1
-             cd subsystems/nqn.a/namespaces/1; echo -n {path} >device_path; echo 1 >enable"
+             cd subsystems/nqn.a/namespaces/1; echo -n '{path}' >device_path; echo 1 >enable"
         ));
         guest.refuses("removeRapidDisk/rd0", 409, &["rd0", "namespace 1 of nqn.a"]);
         configure(
@@ -146,4 +150,30 @@ fn a_disk_is_known_by_whatever_path_it_is_exported() {
         );
     }
     guest.change("removeRapidDisk/rd0");
+}
+
+#[test]
+fn an_initiator_knows_an_exported_volume_again() {
+    let guest = export::guest_with_port();
+    let exported = |volume: &str, mib: u64| {
+        let nqn = export::export(&guest, &format!("{volume}/1"));
+        assert!(export::connect("tcp", "127.0.0.1", &nqn, export::HOST), "it does not connect");
+        let disk = export::connected_disk(mib * MIB);
+        let seen = ["uuid", "nguid"].map(|name| attribute(&disk, name).expect("an identity"));
+        let listed = guest.read("listAllNVMeTargets")["targets"][0]["nvmet_targets"][0].clone();
+        assert_eq!([&listed["uuid"], &listed["nguid"]], [&seen[0], &seen[1]]);
+        export::disconnect();
+        guest.change(&format!("removeNVMeTarget/{volume}"));
+        seen
+    };
+    guest.disk(8);
+    guest.disk(16);
+    let first = exported("rd0", 8);
+    assert_eq!(exported("rd0", 8), first);
+    // It does not depend on the RAM disk's contents or size, as its NQN does not.
+    guest.change("removeRapidDisk/rd0");
+    guest.disk(24);
+    assert_eq!(exported("rd0", 24), first);
+    let other = exported("rd1", 16);
+    assert!(first[0] != other[0] && first[1] != other[1], "{first:?} {other:?}");
 }

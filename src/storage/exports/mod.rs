@@ -19,6 +19,7 @@ use super::nvme_names::{Nqn, PortAddress, PortId, Ports, Protocol, ServiceId, Vo
 use super::undo::Undo;
 use super::usage::{self, User};
 use crate::kernel::block::{self, Dev, SECTOR};
+use crate::kernel::nvmet::build::Item;
 use crate::kernel::nvmet::{self, Namespace, Port, Subsystem};
 use crate::kernel::{self, Root, dm, machine};
 use steps::{NAMESPACE, Steps};
@@ -32,6 +33,10 @@ pub struct Export {
     pub namespace: Namespace,
     /// Its size in bytes, where the device is there.
     pub size: Option<u64>,
+    /// Its UUID, where the kernel tells.
+    pub uuid: Option<String>,
+    /// Its NGUID, where the kernel tells. All zero: it has none.
+    pub nguid: Option<String>,
     /// The ports that the subsystem is linked to.
     pub ports: Vec<Port>,
 }
@@ -78,12 +83,18 @@ impl Exports {
         for subsystem in subsystems(root)? {
             let is_linked = |port: &&Port| port.subsystems.contains(&subsystem.nqn);
             let linked: Vec<_> = ports.iter().filter(is_linked).cloned().collect();
-            exports.extend(subsystem.namespaces.iter().map(|namespace| Export {
-                subsystem: subsystem.clone(),
-                // A device that cannot be looked at has no size to show.
-                size: size_of_node(root, &namespace.device).unwrap_or(None),
-                namespace: namespace.clone(),
-                ports: linked.clone(),
+            exports.extend(subsystem.namespaces.iter().map(|namespace| {
+                let item = Item::namespace(&subsystem.nqn, namespace.id);
+                // What cannot be looked at is not shown.
+                let shown = |attribute| item.get(root, attribute).unwrap_or(None);
+                Export {
+                    subsystem: subsystem.clone(),
+                    size: size_of_node(root, &namespace.device).unwrap_or(None),
+                    uuid: shown("device_uuid"),
+                    nguid: shown("device_nguid"),
+                    namespace: namespace.clone(),
+                    ports: linked.clone(),
+                }
             }));
         }
         Ok((exports, ports))

@@ -75,6 +75,11 @@ impl<'a> Steps<'a> {
         if self.cannot(namespace.get(self.root, "device_path"))?.as_deref() != Some(node) {
             self.cannot(namespace.set(self.root, "device_path", node))?;
         }
+        for name in ["device_uuid", "device_nguid"] {
+            if self.cannot(namespace.has(self.root, name))? {
+                self.ensure_attribute(&namespace, name, &identity(self.nqn), undo)?;
+            }
+        }
         self.ensure_attribute(&namespace, "enable", "1", undo)
     }
 
@@ -233,6 +238,19 @@ impl<'a> Steps<'a> {
     }
 }
 
+/// The UUID and the NGUID of a namespace, always the same for the same host and volume: 128-bit FNV-1a of the
+/// NQN. Byte 6 has the version of a UUID of one's own making, and byte 8 both the variant of a UUID (RFC 9562) and
+/// the mark of an NGUID with a locally assigned identifier (NVMe base specification, NGUID).
+pub fn identity(nqn: &Nqn) -> String {
+    let mix = |hash: u128, byte: u8| (hash ^ u128::from(byte)).wrapping_mul(0x100_0000_0000_0000_0000_013b);
+    let hash = nqn.as_str().bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, mix);
+    let mut bytes = hash.to_be_bytes();
+    bytes[6] = 0x80 | bytes[6] & 0x0f;
+    bytes[8] = 0x82 | bytes[8] & 0x3c;
+    let hex = format!("{:032x}", u128::from_be_bytes(bytes));
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+}
+
 /// A serial number of 16 digits, always the same for the same host and volume: FNV-1a of the NQN.
 pub fn serial(nqn: &Nqn) -> String {
     let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
@@ -249,5 +267,13 @@ mod tests {
         // The published test vector of 64-bit FNV-1a.
         assert_eq!(serial("foobar"), "85944171f73967e8");
         assert_ne!(serial("nqn.a-rd0"), serial("nqn.a-rd1"));
+    }
+
+    #[test]
+    fn an_identity_depends_on_the_name_alone() {
+        let identity = |name: &str| identity(&Nqn::parse(name).unwrap());
+        // 343e1662793c64bf6f0d3597ba446f18, the published test vector of 128-bit FNV-1a, but for the marks.
+        assert_eq!(identity("foobar"), "343e1662-793c-84bf-ae0d-3597ba446f18");
+        assert_ne!(identity("nqn.a-rd0"), identity("nqn.a-rd1"));
     }
 }
