@@ -3,18 +3,39 @@
 use serde_json::{Map, Value, json};
 
 use super::answer::{done, made};
-use super::parameters::{Kind, Parameter, Values};
-use crate::storage::{Cache, CacheName, CacheStats, DiskName, Policy, Result, SourceName, Storage};
+use super::parameters::{Kind, Parameter, Parameters, Parsed, Values};
+use crate::storage::{
+    BlockSize, Cache, CacheName, CacheStats, DiskName, Policy, Result, SourceName, Storage,
+};
 
 /// What is done with caches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CacheAction {
-    /// Put a RAM disk as a cache in front of a source.
-    Create(DiskName, SourceName, Policy),
+    /// Put a RAM disk as a cache in front of a source, with blocks of this size if one is given.
+    Create(DiskName, SourceName, Policy, Option<BlockSize>),
     /// Remove one.
-    Remove(CacheName),
+    Remove(CacheName, Discard),
     /// The counters of one.
     Stats(CacheName),
+}
+
+/// Whether a writeback cache is removed although its source does not take its data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Discard(pub bool);
+
+impl CacheAction {
+    /// Reads the action that makes a cache.
+    ///
+    /// # Errors
+    /// A parameter is wrong, or the policy has no size of blocks to choose.
+    pub fn create(parameters: &mut Parameters<'_>) -> Parsed<CacheAction> {
+        let (disk, source, policy) = (parameters.take()?, parameters.take()?, parameters.take()?);
+        let block = parameters.option()?;
+        if block.is_some() && policy != Policy::Writeback {
+            return Err("only writeback has blocks whose size can be chosen".into());
+        }
+        Ok(CacheAction::Create(disk, source, policy, block))
+    }
 }
 
 impl Parameter for CacheName {
@@ -62,20 +83,64 @@ impl Parameter for Policy {
     }
 }
 
+impl Parameter for BlockSize {
+    const KIND: Kind = Kind {
+        name: "block",
+        description: "The bytes in a block of a writeback cache. If it is not given, it follows what is on the \
+                      source.",
+        values: Values::OneOf(&["512", "1024", "2048", "4096"]),
+        example: "512",
+        expected: "a block size; there are 512, 1024, 2048 and 4096",
+    };
+
+    fn read(text: &str) -> Option<BlockSize> {
+        BlockSize::parse(text)
+    }
+}
+
+impl Parameter for Discard {
+    const KIND: Kind = Kind {
+        name: "discard",
+        description: "With `1`, a writeback cache is removed although its source is gone or fails. **What could \
+                      not be written to the source is lost.**",
+        values: Values::OneOf(&["1", "0"]),
+        example: "1",
+        expected: "1 or 0",
+    };
+
+    fn read(text: &str) -> Option<Discard> {
+        ["0", "1"].iter().position(|value| *value == text).map(|at| Discard(at == 1))
+    }
+}
+
 /// Does what `action` asks for. Returns the answer's body.
 pub fn execute(storage: &Storage, action: &CacheAction) -> Result<Value> {
     Ok(match action {
-        CacheAction::Create(disk, source, policy) => {
-            let cache = storage.caches.create(*disk, source, *policy)?;
-            let (name, driver, block) = (&cache.name, cache.driver, cache.block >> 10);
-            let message = format!(
-                "{disk} caches {source} ({driver}, blocks of {block} KiB); use it as /dev/mapper/{name}"
-            );
+        CacheAction::Create(disk, source, policy, block) => {
+            let cache = storage.caches.create(*disk, source, *policy, *block)?;
+            let (name, driver) = (&cache.name, cache.driver);
+            let block = match cache.block {
+                512 => "512 bytes".to_owned(),
+                block => format!("{} KiB", block >> 10),
+            };
+            let message =
+                format!("{disk} caches {source} ({driver}, blocks of {block}); use it as /dev/mapper/{name}");
             made("device", name, message)
         }
-        CacheAction::Remove(cache) => {
+        CacheAction::Remove(cache, Discard(false)) => {
             let left = storage.caches.remove(cache)?;
             done(left.told_after(format_args!("{cache} is removed")))
+        }
+        CacheAction::Remove(cache, Discard(true)) => {
+            let (lost, left) = storage.caches.discard(cache)?;
+            let blocks = match lost {
+                0 => "nothing is".to_owned(),
+                1 => "1 block of data is".to_owned(),
+                lost => format!("{lost} blocks of data are"),
+            };
+            let mut body = done(left.told_after(format_args!("{cache} is removed, and {blocks} lost")));
+            body["lost_blocks"] = lost.into();
+            body
         }
         CacheAction::Stats(cache) => statistics(&storage.caches.stats(cache)?),
     })

@@ -7,7 +7,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use super::parameters::Values;
+use super::parameters::{Kind, Values};
 use super::routes::{ENDPOINTS, KINDS, Verb};
 
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/api/README.md");
@@ -41,18 +41,41 @@ fn endpoints() -> String {
     table
 }
 
+fn options() -> String {
+    let mut table = "| option | of | what it is | example |\n| --- | --- | --- | --- |\n".to_owned();
+    for endpoint in ENDPOINTS {
+        let call = call_of(endpoint.path);
+        for kind in endpoint.options {
+            let (name, example, what) = (kind.name, kind.example, what_it_is(kind));
+            writeln!(table, "| `{name}` | `{call}` | {what} | `{}?{name}={example}` |", endpoint.example)
+                .unwrap();
+        }
+    }
+    table
+}
+
+/// What a parameter is and, if they are few, which values it has.
+fn what_it_is(kind: &Kind) -> String {
+    match kind.values {
+        Values::Pattern(_) => kind.description.to_owned(),
+        Values::OneOf(texts) => {
+            let texts: Vec<_> = texts.iter().map(|text| format!("`{text}`")).collect();
+            format!("{} One of {}.", kind.description, texts.join(", "))
+        }
+    }
+}
+
+/// The name of the call with this path.
+fn call_of(path: &str) -> &str {
+    path.split('/').nth(2).unwrap_or_default()
+}
+
 fn parameters() -> String {
     let mut table = "| parameter | what it is | example |\n| --- | --- | --- |\n".to_owned();
-    for kind in KINDS {
-        let values = match kind.values {
-            Values::Pattern(_) => String::new(),
-            Values::OneOf(texts) => {
-                let texts: Vec<_> = texts.iter().map(|text| format!("`{text}`")).collect();
-                format!(" One of {}.", texts.join(", "))
-            }
-        };
+    let is_option = |kind: &Kind| ENDPOINTS.iter().any(|endpoint| endpoint.options.contains(kind));
+    for kind in KINDS.iter().filter(|kind| !is_option(kind)) {
         let example = kind.example.replace('/', "%2F");
-        writeln!(table, "| `@{}` | {}{values} | `{example}` |", kind.name, kind.description).unwrap();
+        writeln!(table, "| `@{}` | {} | `{example}` |", kind.name, what_it_is(kind)).unwrap();
     }
     table
 }
@@ -60,7 +83,7 @@ fn parameters() -> String {
 #[test]
 fn the_tables_of_the_page_are_those_of_the_sources() {
     let mut page = page();
-    for (name, table) in [("endpoints", endpoints()), ("parameters", parameters())] {
+    for (name, table) in [("endpoints", endpoints()), ("parameters", parameters()), ("options", options())] {
         let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->\n"));
         let (before, rest) = page.split_once(&begin).expect("the comment before the table");
         let (found, after) = rest.split_once(&end).expect("the comment after the table");
@@ -82,7 +105,7 @@ fn the_tables_of_the_page_are_those_of_the_sources() {
 #[test]
 fn each_call_has_a_section_with_an_example_answer() {
     for endpoint in ENDPOINTS {
-        let call = endpoint.path.split('/').nth(2).unwrap();
+        let call = call_of(endpoint.path);
         assert!(example(call).is_object(), "{call}");
     }
 }

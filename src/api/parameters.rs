@@ -1,4 +1,5 @@
-//! The parameters in a path: how they are cut out of it, and what each of them may be.
+//! The parameters of a request: the segments of its path and the options of its query. How they are cut out
+//! of it, and what each of them may be.
 
 use std::borrow::Cow;
 use std::slice;
@@ -9,7 +10,7 @@ pub const MOST_SEGMENTS: usize = 6;
 /// What a parameter is. A parameter of this name is the same in every path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind {
-    /// The name, in a path's template behind an `@`.
+    /// The name: in a path's template behind an `@`, or in front of the `=` of an option.
     pub name: &'static str,
     /// What it means: one sentence or more, in Markdown.
     pub description: &'static str,
@@ -42,16 +43,30 @@ pub trait Parameter: Sized {
 /// The result of reading parameters; an error is the message of the refusal.
 pub type Parsed<T> = Result<T, String>;
 
-/// The parameters of a request, in the order of its path.
+/// The parameters of a request, in the order of its path, and its options.
 pub struct Parameters<'a> {
     template: slice::Iter<'a, &'static str>,
     segments: slice::Iter<'a, Cow<'a, str>>,
+    options: Options<'a>,
 }
 
 impl<'a> Parameters<'a> {
-    /// The texts in `segments` at the places where `template` has a name.
-    pub fn new(template: &'a [&'static str], segments: &'a [Cow<'a, str>]) -> Parameters<'a> {
-        Parameters { template: template.iter(), segments: segments.iter() }
+    /// The texts in `segments` at the places where `template` has a name, and options.
+    pub fn new(
+        template: &'a [&'static str],
+        segments: &'a [Cow<'a, str>],
+        options: Options<'a>,
+    ) -> Parameters<'a> {
+        Parameters { template: template.iter(), segments: segments.iter(), options }
+    }
+
+    /// The option that is read as a `T`; `None` if it is not given.
+    ///
+    /// # Errors
+    /// The message of the refusal, if a `T` cannot have this text.
+    pub fn option<T: Parameter>(&self) -> Parsed<Option<T>> {
+        let given = self.options.0.iter().find(|(name, _)| *name == T::KIND.name);
+        given.map(|(_, text)| T::read(text).ok_or_else(|| refusal(text, T::KIND.expected))).transpose()
     }
 
     /// The next parameter, read as a `T`.
@@ -78,6 +93,39 @@ impl<'a> Parameters<'a> {
 
 fn refusal(text: &str, expected: &str) -> String {
     format!("{text:?} is not {expected}")
+}
+
+/// The options of a query, percent-decoded, each of them once.
+pub struct Options<'a>(Vec<(&'static str, Cow<'a, str>)>);
+
+impl<'a> Options<'a> {
+    /// Reads `NAME=TEXT&…`, where each name is one of `known`.
+    ///
+    /// # Errors
+    /// The message of the refusal: another name, one that is there twice, or a query that is not well
+    /// percent-encoded.
+    pub fn of(query: &'a str, known: &[Kind]) -> Parsed<Options<'a>> {
+        let mut options = Options(Vec::new());
+        for part in query.split('&').filter(|part| !part.is_empty()) {
+            let (name, text) = part.split_once('=').unwrap_or((part, ""));
+            let decoded = decode(name).zip(decode(text));
+            let (name, text) = decoded.ok_or_else(|| format!("{part} is not well percent-encoded"))?;
+            let Some(kind) = known.iter().find(|kind| kind.name == name) else {
+                let names: Vec<_> = known.iter().map(|kind| kind.name).collect();
+                return Err(match &names[..] {
+                    [] => format!("{name:?} is not an option of this call, which has none"),
+                    names => {
+                        format!("{name:?} is not an option of this call, which has {}", names.join(", "))
+                    }
+                });
+            };
+            if options.0.iter().any(|(name, _)| *name == kind.name) {
+                return Err(format!("the option {name} is there twice"));
+            }
+            options.0.push((kind.name, text));
+        }
+        Ok(options)
+    }
 }
 
 /// The segments of a path, percent-decoded. Those without a percent sign are borrowed.
@@ -153,7 +201,8 @@ mod tests {
     fn parameters_are_the_segments_that_have_a_name() {
         let segments = Segments::of("/v1/resizeRapidDisk/rd0/1GiB").unwrap();
         let template = ["v1", "resizeRapidDisk", "@disk", "@size"];
-        let mut parameters = Parameters::new(&template, segments.texts().unwrap());
+        let options = Options::of("", &[]).unwrap();
+        let mut parameters = Parameters::new(&template, segments.texts().unwrap(), options);
         assert_eq!(parameters.next_text(), Some(("disk", "rd0")));
         assert_eq!(parameters.next_text(), Some(("size", "1GiB")));
         assert_eq!(parameters.next_text(), None);

@@ -7,16 +7,16 @@ use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use super::action::{Action, NoAction};
-use super::caches::CacheAction;
+use super::caches::{CacheAction, Discard};
 use super::disks::DiskAction;
 use super::machine::MachineAction;
 use super::nvme::NvmeAction;
-use super::parameters::{Kind, Parameter, Parameters, Parsed, Segments};
+use super::parameters::{Kind, Options, Parameter, Parameters, Parsed, Segments};
 use crate::http::Method;
 use crate::http::{Call, Class};
 use crate::storage::{
-    CacheName, DiskName, Nqn, Policy, PortAddress, PortId, Ports, Protocol, ServiceId, Size, SourceName,
-    Volume,
+    BlockSize, CacheName, DiskName, Nqn, Policy, PortAddress, PortId, Ports, Protocol, ServiceId, Size,
+    SourceName, Volume,
 };
 
 /// How a path is called.
@@ -34,6 +34,8 @@ pub struct Endpoint {
     pub verb: Verb,
     /// Its path; a segment that begins with `@` is the parameter of that name.
     pub path: &'static str,
+    /// The options that its query may have.
+    pub options: &'static [Kind],
     /// How it is carried out.
     pub class: Class,
     /// Bytes of a body that it takes; 0: none.
@@ -96,18 +98,24 @@ pub static ENDPOINTS: &[Endpoint] = &[
     change("/v1/unlockRapidDisk/@disk", "/v1/unlockRapidDisk/rd0", "Makes a RAM disk read-write.", |p| {
         Ok(DiskAction::Unlock(p.take()?).into())
     }),
-    change(
-        "/v1/createRapidDiskCache/@disk/@source/@policy",
-        "/v1/createRapidDiskCache/rd0/sdb/writeback",
-        "Makes a RAM disk the cache of another device.",
-        |p| Ok(CacheAction::Create(p.take()?, p.take()?, p.take()?).into()),
-    ),
-    change(
-        "/v1/removeRapidDiskCache/@cache",
-        "/v1/removeRapidDiskCache/rc-wb_sdb",
-        "Removes a cache; its RAM disk and its source stay.",
-        |p| Ok(CacheAction::Remove(p.take()?).into()),
-    ),
+    Endpoint {
+        options: &[BlockSize::KIND],
+        ..change(
+            "/v1/createRapidDiskCache/@disk/@source/@policy",
+            "/v1/createRapidDiskCache/rd0/sdb/writeback",
+            "Makes a RAM disk the cache of another device.",
+            |p| CacheAction::create(p).map(Action::from),
+        )
+    },
+    Endpoint {
+        options: &[Discard::KIND],
+        ..change(
+            "/v1/removeRapidDiskCache/@cache",
+            "/v1/removeRapidDiskCache/rc-wb_sdb",
+            "Removes a cache; its RAM disk and its source stay.",
+            |p| Ok(CacheAction::Remove(p.take()?, p.option()?.unwrap_or_default()).into()),
+        )
+    },
     read(
         "/v1/showRapidDiskCacheStats/@cache",
         "/v1/showRapidDiskCacheStats/rc-wt_sdb",
@@ -176,7 +184,7 @@ pub static ENDPOINTS: &[Endpoint] = &[
     ),
 ];
 
-/// Every kind of parameter that a path has.
+/// Every kind of parameter that a path has, and then every option.
 pub static KINDS: &[Kind] = &[
     DiskName::KIND,
     Size::KIND,
@@ -190,6 +198,8 @@ pub static KINDS: &[Kind] = &[
     Protocol::KIND,
     ServiceId::KIND,
     Nqn::KIND,
+    BlockSize::KIND,
+    Discard::KIND,
 ];
 
 type ToAction = fn(&mut Parameters<'_>) -> Parsed<Action>;
@@ -201,7 +211,7 @@ const fn read(
     summary: &'static str,
     action: ToAction,
 ) -> Endpoint {
-    Endpoint { verb: Verb::Get, path, class: Class::Read, body: 0, example, summary, action }
+    Endpoint { verb: Verb::Get, path, options: &[], class: Class::Read, body: 0, example, summary, action }
 }
 
 /// A call that changes something.
@@ -211,7 +221,7 @@ const fn change(
     summary: &'static str,
     action: ToAction,
 ) -> Endpoint {
-    Endpoint { verb: Verb::Post, path, class: Class::Change, body: 0, example, summary, action }
+    Endpoint { verb: Verb::Post, path, options: &[], class: Class::Change, body: 0, example, summary, action }
 }
 
 impl Verb {
@@ -260,7 +270,7 @@ pub fn route(method: &Method, target: &str) -> Call<Action> {
 }
 
 fn find(method: &Method, target: &str) -> Result<Call<Action>, NoAction> {
-    let path = target.split_once('?').map_or(target, |(path, _query)| path);
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let segments =
         Segments::of(path).ok_or_else(|| NoAction::Invalid(format!("{path} is not well percent-encoded")))?;
     let no_path = || match meant(path) {
@@ -272,7 +282,9 @@ fn find(method: &Method, target: &str) -> Result<Call<Action>, NoAction> {
     if !endpoint.verb.allows(method) {
         return Err(NoAction::NoMethod(endpoint.verb.allowed()));
     }
-    let action = (endpoint.action)(&mut Parameters::new(template, texts)).map_err(NoAction::Invalid)?;
+    let options = Options::of(query, endpoint.options).map_err(NoAction::Invalid)?;
+    let mut parameters = Parameters::new(template, texts, options);
+    let action = (endpoint.action)(&mut parameters).map_err(NoAction::Invalid)?;
     Ok(Call { action, class: endpoint.class, body: endpoint.body })
 }
 

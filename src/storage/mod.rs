@@ -26,7 +26,7 @@ pub use disks::{Disks, RamDisk, RamDriver};
 pub use error::{Error, Left, Result};
 pub use exports::{Export, Exports};
 pub use machine::{Machine, MemoryLimit};
-pub use names::{CacheName, DiskName, Policy, Size, SourceName};
+pub use names::{BlockSize, CacheName, DiskName, Policy, Size, SourceName};
 pub use nvme_names::{Nqn, PortAddress, PortId, Ports, Protocol, ServiceId, Volume};
 pub use quiesce::Quiesce;
 pub use resources::{Disk, Resources};

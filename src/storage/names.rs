@@ -98,6 +98,22 @@ impl Policy {
     }
 }
 
+/// Bytes in a block of a writeback cache, as asked for: a power of two from 512 to 4096.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockSize(u64);
+
+impl BlockSize {
+    /// Reads a number of bytes; `None` if there are no such blocks.
+    pub fn parse(text: &str) -> Option<BlockSize> {
+        ["512", "1024", "2048", "4096"].contains(&text).then(|| text.parse().ok().map(BlockSize))?
+    }
+
+    /// The bytes.
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
 /// The name of a cache mapping: its policy's prefix and the last part of its
 /// source's name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -109,7 +109,7 @@ fn goes_on_without_its_log(stderr: Stdio) {
     // The port is open before there are workers.
     assert_eq!(program.status(READ, ""), 200);
     let threads = program.threads();
-    let long = format!("{CHANGE}?{}", "\"".repeat(1900));
+    let long = format!("{CHANGE}?{}", "&".repeat(1900));
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(4) {
         for _ in 0..30 {
@@ -157,7 +157,7 @@ fn a_reader_that_is_late_gets_the_lines_and_how_many_are_missing() {
     let mut program = Program::start(Ipv4Addr::LOCALHOST, &["--workers", "4"], writer.into());
     // Done or not, a change has its line: more bytes than a pipe holds, more lines than the queue.
     let mut client = Client::new(TcpStream::connect((Ipv4Addr::LOCALHOST, program.port)).unwrap());
-    let long = format!("{CHANGE}?{}", "\"".repeat(1900));
+    let long = format!("{CHANGE}?{}", "&".repeat(1900));
     for _ in 0..700 {
         client.send(&format!("{long} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
         assert_ne!(client.reply().status, 200);

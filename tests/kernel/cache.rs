@@ -129,32 +129,6 @@ fn a_cache_knows_nothing_of_an_earlier_one_on_the_same_disk() {
 }
 
 #[test]
-fn a_file_system_on_a_source_is_the_same_through_a_cache() {
-    let guest = guest();
-    let data = noise(1, 3 * MIB as usize);
-    // A writeback cache has blocks of 4096 bytes: a file system with smaller ones
-    // could not be mounted through it.
-    sh("mke2fs -q -F -b 4096 /dev/sdb && mount -t ext4 /dev/sdb /mnt");
-    fs::write("/mnt/before", &data).expect("a file");
-    sh("umount /mnt");
-    settle();
-    guest.disk(16);
-    for (policy, ..) in ways() {
-        let cache = guest.cache("rd0", "sdb", policy);
-        sh(&format!("mount -t ext4 /dev/mapper/{cache} /mnt"));
-        assert_same_data("before", &fs::read("/mnt/before").expect("the file"), &data);
-        fs::write(format!("/mnt/{policy}"), &data).expect("a file");
-        sh("umount /mnt");
-        settle();
-        guest.change(&format!("removeRapidDiskCache/{cache}"));
-        sh("mount -t ext4 /dev/sdb /mnt");
-        assert_same_data(policy, &fs::read(format!("/mnt/{policy}")).expect("the file"), &data);
-        sh("umount /mnt");
-        settle();
-    }
-}
-
-#[test]
 fn a_dangling_link_in_the_place_of_the_node_does_not_matter() {
     let guest = guest();
     guest.disk(8);

@@ -10,6 +10,7 @@ mod support;
 
 mod bench;
 mod cache;
+mod contents;
 mod dmcache;
 mod export;
 mod hung;

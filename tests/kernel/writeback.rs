@@ -1,11 +1,13 @@
 //! A writeback cache holds the only copy of what was written. Either the data reaches the
 //! source, or the cache is not removed.
 
+use std::path::Path;
+
 use rapiddiskd::kernel::dm::Report;
 
 use crate::support::data::{PAGE, Random, assert_same_data, fingerprint, noise, read, write};
-use crate::support::kernel::{Process, is_suspended, mappings, settle, target};
-use crate::support::{Guest, MIB, guest, sh};
+use crate::support::kernel::{Process, attribute, eventually, is_suspended, mappings, put, settle, target};
+use crate::support::{Guest, MIB, guest, guest_with, sh, sys};
 
 /// How many blocks have not been written to the source yet.
 fn dirty(guest: &Guest, cache: &str) -> u64 {
@@ -69,9 +71,7 @@ fn a_cache_that_is_open_keeps_what_it_holds() {
     let dirty_before = dirty(&guest, "rc-wb_sda");
     assert!(dirty_before > 0);
     let reader = Process::start("exec sleep 1000 </dev/mapper/rc-wb_sda");
-    crate::support::eventually("it is open", || {
-        sh(&format!("ls -lL /proc/{}/fd", reader.pid())).contains("brw")
-    });
+    eventually("it is open", || sh(&format!("ls -lL /proc/{}/fd", reader.pid())).contains("brw"));
     guest.refuses("removeRapidDiskCache/rc-wb_sda", 409, &["rc-wb_sda", "open in sleep"]);
     assert!(!is_suspended("rc-wb_sda"));
     assert_same_data("the cache", &read("/dev/mapper/rc-wb_sda", 0, data.len()), &data);
@@ -99,7 +99,8 @@ fn a_cache_whose_source_fails_is_not_removed() {
     let guest = guest();
     failing_source();
     guest.disk(16);
-    guest.cache("rd0", "mapper%2Fweak", "writeback");
+    // With the blocks that the rescue below takes.
+    guest.cache("rd0", "mapper%2Fweak", "writeback?block=4096");
     let data = noise(4, 4 * MIB as usize);
     write("/dev/mapper/rc-wb_weak", 0, &data);
     settle();
@@ -142,7 +143,110 @@ fn a_source_that_fails_for_writes_alone_does_not_lose_them() {
     guest.post("removeRapidDiskCache/rc-wb_weak").failure(500, &["rc-wb_weak", "stays mapped"]);
     assert_eq!(mappings(), ["rc-wb_weak", "weak"]);
     assert!(!is_suspended("rc-wb_weak"));
-    reload("0 65536 linear /dev/sda 0");
+    let lost = dirty(&guest, "rc-wb_weak");
+    assert!(lost >= MIB / PAGE as u64, "{lost}");
+    let made = guest.change("removeRapidDiskCache/rc-wb_weak?discard=1");
+    assert_eq!(made["lost_blocks"], lost);
+    assert_eq!(mappings(), ["weak"]);
+}
+
+/// A disk `sdc`, which ends with its host when this is dropped.
+struct Extra(bool);
+
+const HOSTS: &str = "/sys/bus/pseudo/drivers/scsi_debug/add_host";
+
+impl Extra {
+    fn new() -> Extra {
+        put(HOSTS, "1");
+        eventually("the disk", || Path::new("/dev/sdc").exists());
+        settle();
+        write("/dev/sdc", 0, &vec![0; MIB as usize]);
+        settle();
+        Extra(true)
+    }
+
+    /// Whoever uses it loses it.
+    fn pull_out(&mut self) {
+        put(HOSTS, "-1");
+        eventually("the disk is gone", || !Path::new("/sys/block/sdc").exists());
+        self.0 = false;
+        settle();
+    }
+}
+
+impl Drop for Extra {
+    fn drop(&mut self) {
+        if self.0 {
+            put(HOSTS, "-1");
+        }
+    }
+}
+
+/// As if the kernel had given the number of a disk that is gone to another one.
+struct Renumbered;
+
+impl Renumbered {
+    fn new(gone: &str, other: &str) -> Renumbered {
+        sh(&format!(
+            "mkdir /tmp/test/block; cp -a /sys/dev/block/. /tmp/test/block; cd /tmp/test/block
+             ln -s $(readlink {other}) {gone}; mount --bind /tmp/test/block /sys/dev/block"
+        ));
+        Renumbered
+    }
+}
+
+impl Drop for Renumbered {
+    fn drop(&mut self) {
+        sh("umount /sys/dev/block");
+    }
+}
+
+#[test]
+fn a_cache_whose_source_was_pulled_out_is_given_up_only_if_the_call_says_so() {
+    let guest = guest_with(&["--cache-driver", "dm-cache"]);
+    guest.disk(16);
+    let mut source = Extra::new();
+    let cache = guest.cache("rd0", "sdc", "writeback");
+    write("/dev/mapper/rc-wb_sdc", 0, &noise(1, MIB as usize));
+    settle();
+    let lost = dirty(&guest, &cache);
+    assert!(lost >= MIB / PAGE as u64, "{lost}");
+    let dev = attribute("sdc", "dev").expect("a number");
+    source.pull_out();
+    guest.post("removeRapidDiskCache/rc-wb_sdc").failure(500, &["stays mapped", "rc-wb_sdc?discard=1"]);
+    assert_eq!(guest.caches()[0]["source"], dev.as_str());
+    {
+        let _renumbered = Renumbered::new(&dev, "8:0");
+        assert_eq!(sh(&format!("basename $(readlink /sys/dev/block/{dev})")), "sda");
+        assert_eq!(guest.caches()[0]["source"], dev.as_str());
+    }
+    let reader = Process::start("exec sleep 1000 </dev/mapper/rc-wb_sdc");
+    eventually("it is open", || sh(&format!("ls -lL /proc/{}/fd", reader.pid())).contains("brw"));
+    guest.post("removeRapidDiskCache/rc-wb_sdc?discard=1").failure(409, &["rc-wb_sdc", "open in sleep"]);
+    drop(reader);
+    let made = guest.change("removeRapidDiskCache/rc-wb_sdc?discard=1");
+    assert_eq!(made["lost_blocks"], lost, "{made}");
+    assert_eq!(mappings(), [""; 0]);
+    let log = sys("/tmp/daemon.log").expect("the log");
+    assert!(
+        log.contains(r#"action="POST /v1/removeRapidDiskCache/rc-wb_sdc?discard=1" status=200"#),
+        "{log}"
+    );
+    // The RAM disk is free again. From a source that is there nothing is lost.
+    let data = noise(2, MIB as usize);
+    guest.cache("rd0", "sda", "writeback");
+    write("/dev/mapper/rc-wb_sda", 0, &data);
+    settle();
+    assert_eq!(guest.change("removeRapidDiskCache/rc-wb_sda?discard=1")["lost_blocks"], 0);
+    assert_same_data("the source", &read("/dev/sda", 0, data.len()), &data);
+    // A dm-cache has nothing that its source has not.
+    let mut source = Extra::new();
+    guest.cache("rd0", "sdc", "write-through");
+    write("/dev/mapper/rc-wt_sdc", 0, &data);
+    settle();
+    source.pull_out();
+    guest.change("removeRapidDiskCache/rc-wt_sdc");
+    assert_eq!(mappings(), [""; 0]);
 }
 
 #[test]

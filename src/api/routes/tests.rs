@@ -50,9 +50,9 @@ fn each_path_of_the_reference_is_an_action() {
     assert_eq!(post("/v1/unlockRapidDisk/rd0"), ok(DiskAction::Unlock(rd0)));
     assert_eq!(
         post("/v1/createRapidDiskCache/rd0/sdb/write-through"),
-        ok(CacheAction::Create(rd0, SourceName::parse("sdb").unwrap(), Policy::WriteThrough))
+        ok(CacheAction::Create(rd0, SourceName::parse("sdb").unwrap(), Policy::WriteThrough, None))
     );
-    assert_eq!(post("/v1/removeRapidDiskCache/rc-wt_sdb"), ok(CacheAction::Remove(cache())));
+    assert_eq!(post("/v1/removeRapidDiskCache/rc-wt_sdb"), ok(CacheAction::Remove(cache(), Discard(false))));
 }
 
 #[test]
@@ -147,20 +147,49 @@ fn wrong_parameters_are_invalid() {
 }
 
 #[test]
-fn a_path_is_decoded_once_and_a_query_is_ignored() {
+fn a_path_is_decoded_once() {
     let source = |name| SourceName::parse(name).unwrap();
-    let cached = |name| ok(CacheAction::Create(DiskName(0), source(name), Policy::Writeback));
+    let cached = |name| ok(CacheAction::Create(DiskName(0), source(name), Policy::Writeback, None));
     assert_eq!(post("/v1/createRapidDiskCache/rd0/mapper%2Fvg0-home/writeback"), cached("mapper/vg0-home"));
     assert_eq!(
         post("/v1/createRapidDiskCache/rd0/mapper%2fvg0%2Dhome/write-back"),
         cached("mapper/vg0-home")
     );
     assert!(is_invalid(post("/v1/createRapidDiskCache/rd0/mapper%252Fx/writeback")));
-    assert_eq!(get("/v1/checkServiceStatus?x=%zz"), ok(MachineAction::Status));
     assert_eq!(get("/%76%31/check%53erviceStatus"), ok(MachineAction::Status));
     for target in ["/v1/%", "/v1/%2", "/v1/%zz", "/v1/removeRapidDisk/%ff", "/v1/removeRapidDisk/rd0%"] {
         assert!(is_invalid(get(target)), "{target}");
     }
+}
+
+#[test]
+fn each_option_is_known_by_name_and_given_once() {
+    let sdb = SourceName::parse("sdb").unwrap();
+    let cached =
+        |block| ok(CacheAction::Create(DiskName(0), sdb.clone(), Policy::Writeback, BlockSize::parse(block)));
+    let create = |query: &str| post(&format!("/v1/createRapidDiskCache/rd0/sdb/writeback{query}"));
+    assert_eq!(create("?block=512"), cached("512"));
+    assert_eq!(create("?%62lock=%34096&"), cached("4096"));
+    assert_eq!(create("?"), cached(""));
+    let remove = |query: &str| post(&format!("/v1/removeRapidDiskCache/rc-wb_sdb{query}"));
+    let cache = CacheName::parse("rc-wb_sdb").unwrap();
+    assert_eq!(remove("?discard=1"), ok(CacheAction::Remove(cache.clone(), Discard(true))));
+    assert_eq!(remove("?discard=0"), ok(CacheAction::Remove(cache, Discard(false))));
+    let refused = |message: &str| Err(NoAction::Invalid(message.to_owned()));
+    assert_eq!(create("?block=512&block=512"), refused("the option block is there twice"));
+    assert_eq!(create("?size=1"), refused(r#""size" is not an option of this call, which has block"#));
+    assert_eq!(create("?block=%zz"), refused("block=%zz is not well percent-encoded"));
+    let sizes = "is not a block size; there are 512, 1024, 2048 and 4096";
+    assert_eq!(create("?block"), refused(&format!("\"\" {sizes}")));
+    assert_eq!(create("?block=513"), refused(&format!("\"513\" {sizes}")));
+    assert_eq!(remove("?discard=yes"), refused(r#""yes" is not 1 or 0"#));
+    let none = refused(r#""x" is not an option of this call, which has none"#);
+    assert_eq!(get("/v1/checkServiceStatus?x=1"), none);
+    assert_eq!(post("/v1/createRapidDisk/64?x"), none);
+    // What is wrong with the path is said first.
+    assert!(matches!(get("/v1/nothing?x=1"), Err(NoAction::NoPath(_))));
+    let message = "only writeback has blocks whose size can be chosen";
+    assert_eq!(post("/v1/createRapidDiskCache/rd0/sdb/write-through?block=512"), refused(message));
 }
 
 /// Clients may show these words to people.
@@ -232,7 +261,7 @@ fn the_example_of_each_endpoint_calls_it_with_all_its_parameters() {
         let segments = Segments::of(endpoint.example).unwrap();
         let texts = segments.texts().unwrap();
         assert!(it.matches(texts), "{}", endpoint.path);
-        let mut parameters = Parameters::new(template, texts);
+        let mut parameters = Parameters::new(template, texts, Options::of("", &[]).unwrap());
         let action = (endpoint.action)(&mut parameters).unwrap();
         assert_eq!(parameters.next_text(), None, "{} has parameters that are not read", endpoint.path);
         assert_eq!(call, Call { action, class: endpoint.class, body: endpoint.body });
@@ -265,7 +294,9 @@ fn each_parameter_of_a_path_has_one_kind_and_each_kind_is_used() {
     let parameters = ENDPOINTS.iter().flat_map(|endpoint| endpoint.path.split('/'));
     let used: HashSet<_> = parameters.filter_map(|part| part.strip_prefix('@')).collect();
     let kinds: HashSet<_> = KINDS.iter().map(|kind| kind.name).collect();
-    assert_eq!(used, kinds);
+    let options: HashSet<_> = ENDPOINTS.iter().flat_map(|it| it.options).map(|kind| kind.name).collect();
+    assert!(used.is_disjoint(&options));
+    assert_eq!(&used | &options, kinds);
     assert_eq!(kinds.len(), KINDS.len(), "two kinds have one name");
 }
 
@@ -302,6 +333,8 @@ fn what_a_kind_promises_is_accepted() {
     check::<Protocol>(&mut checked);
     check::<ServiceId>(&mut checked);
     check::<Nqn>(&mut checked);
+    check::<BlockSize>(&mut checked);
+    check::<Discard>(&mut checked);
     assert_eq!(checked, KINDS.iter().map(|kind| kind.name).collect::<Vec<_>>());
 }
 

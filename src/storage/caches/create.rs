@@ -2,6 +2,7 @@
 
 use std::fs::File;
 
+use super::contents::{self, Contents};
 use super::mapping::{self, uuid};
 use super::target::{New, Source, Target};
 use super::{Caches, NewCache, node};
@@ -10,7 +11,7 @@ use crate::kernel::dm::Control;
 use crate::storage::disks::Device;
 use crate::storage::error::{Cannot, Error, Result};
 use crate::storage::locks::Key;
-use crate::storage::names::{CacheName, DiskName, Part, Policy, SourceName};
+use crate::storage::names::{BlockSize, CacheName, DiskName, Part, Policy, SourceName};
 use crate::storage::undo::Undo;
 use crate::storage::usage;
 use crate::storage::wait::retry_busy;
@@ -24,6 +25,8 @@ struct Wanted<'a> {
     disk: DiskName,
     source: &'a SourceName,
     policy: Policy,
+    /// The size of the cache's blocks, if it was given.
+    block: Option<BlockSize>,
     /// The source's device number, and the kernel's name of it.
     device: (Dev, String),
     target: &'a dyn Target,
@@ -43,9 +46,16 @@ struct Checked<'a> {
 }
 
 impl Caches {
-    /// Maps `disk` as a cache in front of `source`.
-    pub fn create(&self, disk: DiskName, source: &SourceName, policy: Policy) -> Result<NewCache> {
-        let wanted = self.resolve(disk, source, policy)?;
+    /// Maps `disk` as a cache in front of `source`. The blocks of a writeback cache have the size `block`, or
+    /// the one that suits what is on the source.
+    pub fn create(
+        &self,
+        disk: DiskName,
+        source: &SourceName,
+        policy: Policy,
+        block: Option<BlockSize>,
+    ) -> Result<NewCache> {
+        let wanted = Wanted { block, ..self.resolve(disk, source, policy)? };
         let _held = self.machine.hold(vec![
             Key::disk(disk),
             Key::Device(wanted.device.1.clone()),
@@ -65,7 +75,7 @@ impl Caches {
         let device = self.source_device(source)?;
         let control = mapping::control(&self.machine.root)?;
         let target = self.targets.choose(policy, &control)?;
-        Ok(Wanted { name, disk, source, policy, device, target, control })
+        Ok(Wanted { name, disk, source, policy, block: None, device, target, control })
     }
 
     fn check<'a>(&'a self, wanted: &Wanted<'a>) -> Result<Checked<'a>> {
@@ -84,11 +94,10 @@ impl Caches {
         if block::is_read_only(root, disk.dev).cannot(format_args!("look at {}", disk.name))? {
             return Err(Error::Conflict(format!("{} is locked; unlock it first", disk.name)));
         }
-        let source = self.usable_source(wanted)?;
-        let block = wanted.target.check_disk(&disk)?;
         let mode = if wanted.target.has_superblock() { Mode::ClaimWrite } else { Mode::Claim };
         let claim = usage::claim_unused(root, disk.dev, disk.name, mode)?;
-        drop(usage::claim_unused(root, source.dev, &*source.device, Mode::Claim)?);
+        let source = self.usable_source(wanted, &disk)?;
+        let block = wanted.target.block(&disk, &source, wanted.block)?;
         let mut start = vec![0; START];
         block::read_start(&claim, &mut start).cannot(format_args!("read {}", disk.name))?;
         self.targets.iter().try_for_each(|target| target.check_start(disk.name, &start))?;
@@ -104,8 +113,7 @@ impl Caches {
             Ok(there) if there.devices.source != *dev => there,
             _ => return mapping::exists_already(name),
         };
-        let other = self.device_name(there.devices.source).unwrap_or_default();
-        let other = usage::shown_name(root, &other).unwrap_or(other);
+        let other = self.source_name(name, there.devices.source).unwrap_or_default();
         let own = match block::mapped_name(root, device) {
             Ok(Some(mapped)) => format!("mapper%2F{mapped}"),
             _ => device.clone(),
@@ -134,7 +142,8 @@ impl Caches {
                 });
             }
             drop(claim);
-            let new = New { root, control: &for_parts, name, disk: &disk, source: &source, policy: *policy };
+            let new =
+                New { root, control: &for_parts, name, disk: &disk, source: &source, block, policy: *policy };
             let table = target.build(&new, undo)?;
             let dev = control
                 .create(name.as_dm(), &uuid(name.as_dm()))
@@ -173,16 +182,15 @@ impl Caches {
         Ok(found)
     }
 
-    /// The source, if a cache can stand in front of it.
-    fn usable_source(&self, wanted: &Wanted<'_>) -> Result<Source> {
+    /// The source, if nobody uses it and a cache on this RAM disk can stand in front of it.
+    fn usable_source(&self, wanted: &Wanted<'_>, disk: &Device<'_>) -> Result<Source> {
         let (root, (dev, device)) = (&self.machine.root, wanted.device.clone());
         let look = format!("look at {device}");
-        let source = Source {
-            dev,
-            device,
-            sectors: block::sectors(root, dev).cannot(&look)?.unwrap_or(0),
-            block: block::logical_block_size(root, dev).cannot(&look)?.unwrap_or(SECTOR),
-        };
+        let logical = |dev| Ok(block::logical_block_size(root, dev).cannot(&look)?.unwrap_or(SECTOR));
+        let block = logical(dev)?;
+        let least = block.max(logical(disk.dev)?);
+        let sectors = block::sectors(root, dev).cannot(&look)?.unwrap_or(0);
+        let mut source = Source { dev, device, sectors, block, blocks: least..=least };
         if block::is_read_only(root, dev).cannot(&look)? {
             return Err(source.refused("is read-only; make it writable first"));
         }
@@ -190,6 +198,17 @@ impl Caches {
             return Err(source.refused("has no medium or no size"));
         }
         wanted.target.check_source(&source)?;
+        let claim = usage::claim_unused(root, dev, &*source.device, Mode::Claim)?;
+        let mut start = vec![0; (sectors * SECTOR).min(contents::START) as usize];
+        block::read_start(&claim, &mut start).cannot(format_args!("read {}", source.device))?;
+        let contents = Contents::of(&start, block);
+        if least > contents.block {
+            return Err(source.refused(format_args!(
+                "holds {}, which cannot be used with the blocks of {}, which have {least} bytes",
+                contents.what, disk.name
+            )));
+        }
+        source.blocks = least..=contents.block;
         Ok(source)
     }
 

@@ -1,5 +1,6 @@
 //! Caches: a RAM disk in front of a slower device, mapped by device-mapper.
 
+mod contents;
 mod create;
 mod mapping;
 mod node;
@@ -18,6 +19,7 @@ use super::disks::Disks;
 use super::error::{Cannot, Error, Result};
 use super::machine::Machine;
 use super::names::{CacheName, Policy, natural};
+use super::usage;
 use crate::kernel::block::{self, Dev};
 use crate::kernel::dm::{self, Control, Report};
 use target::{Devices, Target};
@@ -86,17 +88,26 @@ impl Caches {
     }
 
     fn listed(&self, name: CacheName, mapped: &Mapped<'_>) -> Result<Cache> {
-        let source = self.device_name(mapped.devices.source)?;
-        let source = match block::mapped_name(&self.machine.root, &source).cannot("list the caches")? {
-            Some(name) => format!("mapper/{name}"),
-            None => source.replace('!', "/"),
-        };
         Ok(Cache {
             policy: name.policy(),
-            name,
             disk: self.disk_name(mapped.devices.disk)?,
-            source,
+            source: self.source_name(&name, mapped.devices.source)?,
+            name,
             driver: mapped.target.name(),
+        })
+    }
+
+    /// The name of a cache's source, as a call takes it. The number of a device that was pulled out may be
+    /// another's by now, on which the cache does not stand: then the number is shown.
+    fn source_name(&self, cache: &CacheName, source: Dev) -> Result<String> {
+        let root = &self.machine.root;
+        if !usage::holders(root, source)?.contains(&cache.to_string()) {
+            return Ok(source.to_string());
+        }
+        let source = self.device_name(source)?;
+        Ok(match block::mapped_name(root, &source).cannot("look at what a cache stands on")? {
+            Some(name) => format!("mapper/{name}"),
+            None => source.replace('!', "/"),
         })
     }
 

@@ -16,11 +16,21 @@ use crate::storage::wait::retry_busy;
 impl Caches {
     /// Removes a cache. A writeback cache is only removed once all its data is on the source.
     pub fn remove(&self, name: &CacheName) -> Result<Left> {
+        self.remove_with(name, false).map(|(_, left)| left)
+    }
+
+    /// Removes a cache, too, if its source does not take its data any more. Returns how many blocks of data
+    /// are lost.
+    pub fn discard(&self, name: &CacheName) -> Result<(u64, Left)> {
+        self.remove_with(name, true)
+    }
+
+    fn remove_with(&self, name: &CacheName, discard: bool) -> Result<(u64, Left)> {
         let control = mapping::control(&self.machine.root)?;
         let mapped = match self.mapped(&control, name) {
             // What an earlier removal left, or one by another program, holds the RAM disk.
             Err(Error::NotFound(_)) if self.targets.of_leftovers(&control, name)?.is_some() => {
-                return self.remove_leftovers(&control, name);
+                return self.remove_leftovers(&control, name).map(|left| (0, left));
             }
             mapped => mapped?,
         };
@@ -40,11 +50,11 @@ impl Caches {
         // Asked for now: the mapping will not tell any more.
         let disk = self.device_name(mapped.devices.disk)?;
         let disk = self.disks.name_of(&disk)?.map(|_| disk);
-        self.unmap(&control, name, &mapped)?;
+        let lost = self.unmap(&control, name, &mapped, discard)?;
         let mut left = Left::default();
         left.note(node::remove(&self.machine.root, name));
         left.note(mapped.target.clean_up(&self.machine.root, name, disk.as_deref()));
-        Ok(left)
+        Ok((lost, left))
     }
 
     fn keys(&self, mapped: &Mapped<'_>, name: &CacheName) -> Result<Vec<Key>> {
@@ -55,19 +65,30 @@ impl Caches {
         ])
     }
 
-    fn unmap(&self, control: &Control, name: &CacheName, mapped: &Mapped<'_>) -> Result<()> {
+    /// Removes the mapping. Returns how many blocks of data are lost, which is 0 unless `discard` is set.
+    fn unmap(&self, control: &Control, name: &CacheName, mapped: &Mapped<'_>, discard: bool) -> Result<u64> {
+        let mut lost = 0;
+        // Data is given up only where the target says that it cannot be written.
+        let mut give_up = |written: Result<()>| match written {
+            Err(error) if discard => {
+                lost = mapped.target.lost(control, name)?.ok_or(error)?;
+                Ok(())
+            }
+            written => written,
+        };
         Undo::run(|undo| {
-            mapped.target.write_back(control, name)?;
+            give_up(mapped.target.write_back(control, name))?;
             if mapped.target.is_suspended_first() {
                 undo.push(format!("suspending {name}"), || {
                     control.resume(name.as_dm()).cannot(format_args!("resume {name}"))
                 });
                 control.suspend(name.as_dm()).cannot(format_args!("suspend {name}"))?;
-                mapped.target.check_written(control, name)?;
+                give_up(mapped.target.check_written(control, name))?;
             }
             retry_busy(|| control.remove(name.as_dm()))
                 .map_err(|error| self.removal_refused(control, name, error))
-        })
+        })?;
+        Ok(lost)
     }
 
     /// Removes what is left of a cache that is gone itself.

@@ -1,12 +1,14 @@
 //! What a driver of caches has to do. Each stands for one device-mapper target.
 
+use std::ops::RangeInclusive;
+
 use crate::kernel::Root;
 use crate::kernel::block::{self, Dev};
 use crate::kernel::dm::{self, Control};
 use crate::storage::caches::stats::CacheStats;
 use crate::storage::disks::Device;
 use crate::storage::error::{Error, Result};
-use crate::storage::names::{CacheName, DiskName, Policy};
+use crate::storage::names::{BlockSize, CacheName, DiskName, Policy};
 use crate::storage::undo::Undo;
 
 /// The device that is cached.
@@ -20,6 +22,9 @@ pub struct Source {
     pub sectors: u64,
     /// Bytes in one of its logical blocks.
     pub block: u64,
+    /// Bytes that a logical block of the cache may have: from the larger of its own and those of the RAM disk
+    /// up to the largest that what is on the source can be used with.
+    pub blocks: RangeInclusive<u64>,
 }
 
 impl Source {
@@ -41,6 +46,8 @@ pub struct New<'a> {
     pub disk: &'a Device<'a>,
     /// The device that is cached.
     pub source: &'a Source,
+    /// Bytes in a block of the cache.
+    pub block: u64,
     /// How it treats writes.
     pub policy: Policy,
 }
@@ -90,8 +97,9 @@ pub trait Target: Send + Sync {
     /// Refuses a source that it cannot cache.
     fn check_source(&self, source: &Source) -> Result<()>;
 
-    /// Refuses a RAM disk that is too small, else gives the bytes in a block of the cache.
-    fn check_disk(&self, disk: &Device<'_>) -> Result<u64>;
+    /// Refuses a RAM disk that is too small, else gives the bytes in a block of the cache: `given` ones, where
+    /// these can be chosen.
+    fn block(&self, disk: &Device<'_>, source: &Source, given: Option<BlockSize>) -> Result<u64>;
 
     /// Makes the mappings that the cache stands on, if it takes any, and gives the table of the cache.
     fn build<'a>(&self, new: &New<'a>, undo: &mut Undo<'a>) -> Result<dm::Target>;
@@ -127,6 +135,12 @@ pub trait Target: Send + Sync {
     /// Refuses the removal of a suspended cache that has data which its source has not.
     fn check_written(&self, _control: &Control, _name: &CacheName) -> Result<()> {
         Ok(())
+    }
+
+    /// How many blocks a cache has that cannot be written to its source; `None` if nothing keeps it from
+    /// writing them.
+    fn lost(&self, _control: &Control, _name: &CacheName) -> Result<Option<u64>> {
+        Ok(None)
     }
 
     /// Refuses a RAM disk, given its first block, that may hold data of an earlier cache which that cache's

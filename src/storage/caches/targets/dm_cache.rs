@@ -11,7 +11,7 @@ use crate::storage::caches::stats::{CLIENT, CacheStats, Metadata, not_understood
 use crate::storage::caches::target::{Devices, New, Source, Target};
 use crate::storage::disks::Device;
 use crate::storage::error::{Cannot, Error, Result};
-use crate::storage::names::{CacheName, DiskName, Part, Policy};
+use crate::storage::names::{BlockSize, CacheName, DiskName, Part, Policy};
 use crate::storage::undo::Undo;
 use crate::storage::usage::{self, User};
 use crate::storage::wait::retry_busy;
@@ -98,7 +98,7 @@ impl Target for DmCache {
         Ok(())
     }
 
-    fn check_disk(&self, disk: &Device<'_>) -> Result<u64> {
+    fn block(&self, disk: &Device<'_>, _source: &Source, _given: Option<BlockSize>) -> Result<u64> {
         Ok(Layout::of(disk.name, disk.size)?.block)
     }
 

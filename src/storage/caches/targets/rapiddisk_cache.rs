@@ -7,7 +7,7 @@ use crate::storage::caches::stats::{CLIENT, CacheStats, not_understood};
 use crate::storage::caches::target::{Devices, New, Source, Target};
 use crate::storage::disks::Device;
 use crate::storage::error::{Error, Result};
-use crate::storage::names::{CacheName, Policy};
+use crate::storage::names::{BlockSize, CacheName, Policy};
 use crate::storage::undo::Undo;
 
 /// Bytes in a block.
@@ -49,7 +49,7 @@ impl Target for RapidDiskCache {
         )))
     }
 
-    fn check_disk(&self, disk: &Device<'_>) -> Result<u64> {
+    fn block(&self, disk: &Device<'_>, _source: &Source, _given: Option<BlockSize>) -> Result<u64> {
         if disk.size < DISK_MIN {
             return Err(Error::Conflict(format!("{} is too small for a cache; it takes 2 MiB", disk.name)));
         }

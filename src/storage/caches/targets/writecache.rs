@@ -12,11 +12,13 @@ use crate::storage::caches::stats::{CacheStats, not_understood};
 use crate::storage::caches::target::{Devices, New, Source, Target};
 use crate::storage::disks::Device;
 use crate::storage::error::{Cannot, Error, Result};
-use crate::storage::names::{CacheName, DiskName, Policy};
+use crate::storage::names::{BlockSize, CacheName, DiskName, Policy};
 use crate::storage::undo::Undo;
 
-/// Bytes in a block, and in the superblock at the start of the RAM disk.
-const BLOCK: u64 = 4096;
+/// Bytes in a block, the largest first. The target's own table takes some 64 bytes of memory a block.
+const BLOCKS: [u64; 4] = [4096, 2048, 1024, 512];
+/// Bytes in the superblock at the start of the RAM disk.
+const SUPERBLOCK: usize = 4096;
 /// The first bytes of a superblock.
 const MAGIC: [u8; 4] = 0x2348_9321u32.to_le_bytes();
 
@@ -56,27 +58,44 @@ impl Target for Writecache {
     }
 
     fn check_source(&self, source: &Source) -> Result<()> {
-        if source.block > BLOCK {
+        if source.block > BLOCKS[0] {
             return Err(source.refused(format_args!(
-                "has blocks of {} bytes, and writeback takes 4096 at most",
-                source.block
+                "has blocks of {} bytes, and writeback takes {} at most",
+                source.block, BLOCKS[0]
             )));
-        }
-        if !(source.sectors * SECTOR).is_multiple_of(BLOCK) {
-            return Err(source.refused(
-                "has a size that is no multiple of 4096 bytes, which writeback needs; use another policy",
-            ));
         }
         Ok(())
     }
 
-    fn check_disk(&self, _disk: &Device<'_>) -> Result<u64> {
-        Ok(BLOCK)
+    /// A block is a logical block of the cache. So it is the largest that what is on the source can be used
+    /// with. The size of the source is a multiple of it.
+    fn block(&self, disk: &Device<'_>, source: &Source, given: Option<BlockSize>) -> Result<u64> {
+        let divides = |block: u64| (source.sectors * SECTOR).is_multiple_of(block);
+        let least = *source.blocks.start();
+        match given.map(BlockSize::bytes) {
+            Some(block) if block < least => Err(source.refused(format_args!(
+                "can have no cache on {} with blocks of {block} bytes: one of the two has blocks of {least} bytes",
+                disk.name
+            ))),
+            Some(block) if !divides(block) => {
+                Err(source.refused(format_args!("has a size that is no multiple of {block} bytes")))
+            }
+            Some(block) => Ok(block),
+            None => {
+                let fits = |block: &u64| source.blocks.contains(block) && divides(*block);
+                BLOCKS.into_iter().find(fits).ok_or_else(|| {
+                    source.refused(format_args!(
+                        "has a size that is no multiple of {least} bytes, the blocks of {}",
+                        disk.name
+                    ))
+                })
+            }
+        }
     }
 
     /// `s SOURCE CACHE BLOCK_SIZE #OPTIONAL`, with `s` for a cache that is no persistent memory.
     fn build<'a>(&self, new: &New<'a>, _undo: &mut Undo<'a>) -> Result<dm::Target> {
-        let text = format!("s {} {} {BLOCK} 0", new.source_node(), new.disk_node());
+        let text = format!("s {} {} {} 0", new.source_node(), new.disk_node(), new.block);
         Ok(dm::Target { start: 0, length: new.source.sectors, kind: self.kind().into(), text })
     }
 
@@ -97,10 +116,17 @@ impl Target for Writecache {
     }
 
     fn write_back(&self, control: &Control, name: &CacheName) -> Result<()> {
-        let what = format_args!("write the data of {name} to its source; it stays mapped").to_string();
+        let what = not_written(name);
         control.message(name.as_dm(), "flush").cannot(&what)?;
         // The suspension flushes what is written from here on.
         control.message(name.as_dm(), "flush_on_suspend").cannot(&what)
+    }
+
+    /// After an error the target writes nothing any more, and keeps what it has.
+    fn lost(&self, control: &Control, name: &CacheName) -> Result<Option<u64>> {
+        let state = self.stats(name, &mapping::report(control, name, Report::Status)?.text)?;
+        let count = |counter| state.count(counter).unwrap_or(0);
+        Ok((count("errors") != 0).then(|| count("num_blocks").saturating_sub(count("num_free_blocks"))))
     }
 
     fn check_written(&self, control: &Control, name: &CacheName) -> Result<()> {
@@ -108,8 +134,7 @@ impl Target for Writecache {
         if state.count("errors") == Some(0) && state.count("num_free_blocks") == state.count("num_blocks") {
             return Ok(());
         }
-        Err(kernel::Error::new("writecache status", &Errno::IO.into()))
-            .cannot(format_args!("write the data of {name} to its source; it stays mapped"))
+        Err(kernel::Error::new("writecache status", &Errno::IO.into())).cannot(not_written(name))
     }
 
     /// A superblock does not name the source of its cache.
@@ -127,9 +152,17 @@ impl Target for Writecache {
     fn clean_up(&self, root: &Root, _name: &CacheName, disk: Option<&str>) -> Result<()> {
         let Some(disk) = disk else { return Ok(()) };
         block::open(root, disk, Mode::ClaimWrite)
-            .and_then(|disk| block::write_start(&disk, &[0; BLOCK as usize]))
+            .and_then(|disk| block::write_start(&disk, &[0; SUPERBLOCK]))
             .cannot(format_args!("write the first block of {disk}"))
     }
+}
+
+/// Completes "cannot …".
+fn not_written(name: &CacheName) -> String {
+    format!(
+        "write the data of {name} to its source; it stays mapped (if the source is gone for good, \
+         removeRapidDiskCache/{name}?discard=1 removes it, and what is not written is lost)"
+    )
 }
 
 #[cfg(test)]
