@@ -56,9 +56,10 @@ impl Parameter for SourceName {
     const KIND: Kind = Kind {
         name: "source",
         description: "The device that is cached: a disk, a partition, an md, loop or device-mapper device, named \
-                      as below `/dev`. A slash in the name is written `%2F`.",
+                      as below `/dev` or as a list shows it. A slash in the name is written `%2F`.",
+
         values: Values::Pattern(
-            "([0-9A-Za-z#+:=@_-][0-9A-Za-z#+.:=@_-]*/)*[0-9A-Za-z#+:=@_-][0-9A-Za-z#+.:=@_-]*",
+            "([^/.\\x00-\\x1f\\x7f-\\x9f][^/\\x00-\\x1f\\x7f-\\x9f]*/)*[^/.\\x00-\\x1f\\x7f-\\x9f][^/\\x00-\\x1f\\x7f-\\x9f]*",
         ),
         example: "mapper/vg0-home",
         expected: "the name of a device below /dev, such as sdb or mapper%2Fvg0-home",

@@ -43,7 +43,11 @@ fn hardware(disks: &Dir, name: String) -> Result<Option<Hardware>> {
     // Everything below belongs to this one device, whoever gets its name next.
     let Some(disk) = disks.dir(&name)? else { return Ok(None) };
     // A broken disk that does not tell is listed without them.
-    let identity = |part| disk.attribute(part).unwrap_or(None).filter(|text| !text.is_empty());
+    // They are filled up with blanks.
+    let identity = |part| {
+        let text = disk.attribute(part).unwrap_or(None)?.trim().to_owned();
+        (!text.is_empty()).then_some(text)
+    };
     let (vendor, model) = (identity("device/vendor"), identity("device/model"));
     // What has an identity has a device.
     let is_listed = |name: &str| ["md", "pmem", "loop"].iter().any(|start| name.starts_with(start));

@@ -47,8 +47,8 @@ impl Root {
         unless_gone(self.text(below))
     }
 
-    /// Reads a one-value attribute without the white space around it; `None` only where there is no such
-    /// file, or its device is gone.
+    /// Reads a one-value attribute without the line end, but with any other white space at its end: that may
+    /// belong to a name. `None` only where there is no such file, or its device is gone.
     pub fn attribute(&self, below: impl AsRef<Path>) -> Result<Option<String>> {
         attribute(CWD, &self.path(below))
     }
@@ -140,13 +140,16 @@ fn attribute(at: BorrowedFd<'_>, path: &Path) -> Result<Option<String>> {
     let read = openat(at, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .and_then(|file| rustix::io::read(&file, &mut page));
     let length = unless_gone(read.map_err(failed("read", path)))?;
-    Ok(length.map(|length| String::from_utf8_lossy(&page[..length]).trim().to_owned()))
+    Ok(length.map(|length| {
+        let text = String::from_utf8_lossy(&page[..length]);
+        text.strip_suffix('\n').unwrap_or(&text).to_owned()
+    }))
 }
 
 fn number(at: BorrowedFd<'_>, path: &Path) -> Result<Option<u64>> {
     let Some(text) = attribute(at, path)? else { return Ok(None) };
     let strange = |_| Error::strange(format!("read {}: {text:?} is no number", path.display()));
-    text.parse().map(Some).map_err(strange)
+    text.trim().parse().map(Some).map_err(strange)
 }
 
 fn exists(at: BorrowedFd<'_>, path: &Path) -> Result<bool> {
@@ -166,4 +169,24 @@ pub fn unless_gone<T>(result: Result<T>) -> Result<Option<T>> {
 
 fn failed(verb: &str, path: &Path) -> impl Fn(Errno) -> Error {
     move |errno| Error::new(format!("{verb} {}", path.display()), &errno.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_line_end_is_no_part_of_an_attribute() {
+        let dir = std::env::temp_dir().join(format!("rapiddiskd-root-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let root = Root::new(&dir);
+        for (text, attribute) in [("my disk \n", "my disk "), ("\n", ""), ("a", "a"), (" \n\n", " \n")] {
+            fs::write(dir.join("attribute"), text).unwrap();
+            assert_eq!(root.attribute("attribute").unwrap().as_deref(), Some(attribute));
+        }
+        fs::write(dir.join("number"), " 12 \n").unwrap();
+        assert_eq!(root.number("number"), Ok(Some(12)));
+        assert_eq!(root.attribute("none"), Ok(None));
+        fs::remove_dir_all(&dir).unwrap();
+    }
 }

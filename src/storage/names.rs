@@ -2,7 +2,6 @@
 //! types that only hold valid values.
 
 use std::fmt;
-use std::path::{Component, Path};
 
 use crate::kernel::dm;
 
@@ -128,9 +127,11 @@ impl CacheName {
         Policy::ALL.iter().any(is_ours).then(|| dm::Name::new(name)).flatten().map(CacheName)
     }
 
-    /// The name a cache of `source` gets; `None` if that is too long.
+    /// The name a cache of `source` gets; `None` if that is too long. Each character that device-mapper's names
+    /// should not have becomes `_`.
     pub fn of(policy: Policy, source: &SourceName) -> Option<CacheName> {
-        dm::Name::new(&format!("{}{}", policy.prefix(), source.last_part())).map(CacheName)
+        let plain = unmangled(source.last_part()).replace(|c| !dm::Name::allows(c), "_");
+        dm::Name::new(&format!("{}{plain}", policy.prefix())).map(CacheName)
     }
 
     /// The policy its prefix stands for.
@@ -187,18 +188,16 @@ impl Part {
     }
 }
 
-/// The name of a device below `/dev`, such as `sdb` or `mapper/vg0-home`: parts of
-/// device-mapper's characters, none of them `.` or `..`, at most 255 bytes in all.
+/// The name of a device below `/dev`, such as `sdb` or `mapper/vg0-home`: parts without control characters,
+/// none of them `.` or `..`, at most 255 bytes in all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceName(String);
 
 impl SourceName {
     /// Checks a name; `None` if it is not one.
     pub fn parse(name: &str) -> Option<SourceName> {
-        let parts_are_names = name.split('/').all(|part| dm::Name::new(part).is_some());
-        // What the file system makes of it must be the same parts.
-        let stays_below = Path::new(name).components().all(|part| matches!(part, Component::Normal(_)));
-        (name.len() <= 255 && parts_are_names && stays_below).then(|| SourceName(name.to_owned()))
+        let is_name = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(char::is_control);
+        (name.len() <= 255 && name.split('/').all(is_name)).then(|| SourceName(name.to_owned()))
     }
 
     /// The name, relative to `/dev`.
@@ -206,8 +205,29 @@ impl SourceName {
         &self.0
     }
 
+    /// The name, where sysfs has `!` for each slash in it, as in `cciss!c0d0`.
+    pub fn of_sysfs(&self) -> Option<SourceName> {
+        SourceName::parse(&self.0.replace('!', "/"))
+    }
+
+    /// The name of the mapping, if the device is one below `/dev/mapper`.
+    pub fn mapping(&self) -> Option<&str> {
+        self.0.strip_prefix("mapper/")
+    }
+
+    /// Percent-encoded, as a parameter in a path.
+    pub fn encoded(&self) -> String {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+:=@".contains(&byte);
+        let encode = |byte: u8| match is_plain(byte) {
+            true => char::from(byte).to_string(),
+            false => format!("%{byte:02X}"),
+        };
+        self.0.bytes().map(encode).collect()
+    }
+
+    /// What comes after the last slash, or the `!` that stands for it in sysfs.
     fn last_part(&self) -> &str {
-        self.0.rsplit('/').next().unwrap_or_default()
+        self.0.rsplit(['/', '!']).next().unwrap_or_default()
     }
 }
 
@@ -215,6 +235,20 @@ impl fmt::Display for SourceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// A name of device-mapper's as it was before libdevmapper or udev wrote some of its bytes as `\\xNN`.
+pub fn unmangled(name: &str) -> String {
+    let mut bytes = Vec::with_capacity(name.len());
+    let mut rest = name.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        let hex = rest.strip_prefix(b"\\x").and_then(|hex| std::str::from_utf8(hex.get(..2)?).ok());
+        let mangled = hex.filter(|hex| hex.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        let mangled = mangled.and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        bytes.push(mangled.unwrap_or(byte));
+        rest = if mangled.is_some() { &rest[4..] } else { after };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// A key that sorts `sd2` before `sd10`: numbers by value, the rest as text.
@@ -236,6 +270,8 @@ pub fn natural(name: &str) -> Vec<(usize, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -299,6 +335,16 @@ mod tests {
         let name = CacheName::of(Policy::Writeback, &source).unwrap();
         assert_eq!(name.to_string(), "rc-wb_vg0-home");
         assert_eq!(name.policy(), Policy::Writeback);
+        for (source, cache) in [
+            ("mapper/my disk", "rc-wb_my_disk"),
+            ("mapper/my\\x20disk", "rc-wb_my_disk"),
+            ("mapper/\\xc3\\xa4\\x", "rc-wb___x"),
+            ("ä", "rc-wb__"),
+            ("cciss!c0d0", "rc-wb_c0d0"),
+        ] {
+            let name = CacheName::of(Policy::Writeback, &SourceName::parse(source).unwrap());
+            assert_eq!(name.unwrap().to_string(), cache, "{source}");
+        }
         let long = SourceName::parse(&"x".repeat(122)).unwrap();
         assert_eq!(CacheName::of(Policy::WriteThrough, &long), None);
     }
@@ -313,24 +359,19 @@ mod tests {
 
     #[test]
     fn sources_stay_below_dev() {
-        for good in ["sda", "nvme0n1p2", "mapper/vg0-home", "disk/by-id/ata-X_1", "md/0"] {
+        for good in
+            ["sda", "mapper/vg0-home", "disk/by-id/ata-X_1", "mapper/my disk ", "cciss!c0d0", "...", "ä"]
+        {
             assert_eq!(SourceName::parse(good).unwrap().as_str(), good);
         }
-        for bad in [
-            "",
-            "/dev/sda",
-            "../sda",
-            "a/../../b",
-            "a/./b",
-            "a//b",
-            "a/",
-            "/",
-            ".",
-            "..",
-            "a\0b",
-            "a b",
-            "a\nb",
-        ] {
+        let encoded = |name| SourceName::parse(name).unwrap().encoded();
+        assert_eq!(encoded("mapper/vg0-my disk#ä"), "mapper%2Fvg0-my%20disk%23%C3%A4");
+        let of_sysfs = |name| SourceName::parse(name).unwrap().of_sysfs();
+        assert_eq!(of_sysfs("cciss!c0d0").unwrap().as_str(), "cciss/c0d0");
+        assert_eq!(of_sysfs("a!..!b"), None);
+        for bad in
+            ["", "/dev/sda", "../sda", "a/../../b", "a/./b", "a//b", "a/", "/", ".", "..", "a\0b", "a\nb"]
+        {
             assert_eq!(SourceName::parse(bad), None, "{bad:?}");
         }
     }

@@ -242,3 +242,47 @@ fn the_name_of_a_cache_fits_into_127_bytes() {
     guest.change(&format!("removeRapidDiskCache/{cache}"));
     sh(&format!("rm /dev/{too_long} /dev/{longest}"));
 }
+
+#[test]
+fn what_a_list_or_the_kernel_calls_a_source_is_taken() {
+    let guest = guest();
+    let disk = guest.disk(8);
+    sh("dmsetup --manglename none create 'my disk' --table '0 65536 linear /dev/sda 0'");
+    settle();
+    let remove = |cache: &str| {
+        settle();
+        guest.change(&format!("removeRapidDiskCache/{cache}"));
+    };
+    for source in ["mapper%2Fmy%20disk", "mapper%2Fmy%5Cx20disk"] {
+        assert_eq!(guest.cache(&disk, source, "write-through"), "rc-wt_my_disk");
+        assert_eq!(guest.caches()[0]["source"], "mapper/my disk");
+        remove("rc-wt_my_disk");
+    }
+    // Another one whose cache would have this name.
+    sh("dmsetup create my_disk --table '0 65536 linear /dev/sdb 0'");
+    settle();
+    guest.cache(&disk, "mapper%2Fmy_disk", "write-through");
+    let other = guest.disk(8);
+    let path = format!("createRapidDiskCache/{other}/mapper%2Fmy%20disk/write-through");
+    guest.refuses(&path, 409, &["rc-wt_my_disk", "in front of mapper/my_disk"]);
+    remove("rc-wt_my_disk");
+    // It is named as it was asked for, and not by the name that the kernel has for it.
+    sh(
+        "blockdev --setro /dev/$(basename $(readlink /sys/dev/block/$(dmsetup info -c --noheadings -o major,minor my_disk)))",
+    );
+    guest.refuses(
+        &format!("createRapidDiskCache/{disk}/mapper%2Fmy_disk/write-through"),
+        409,
+        &["mapper/my_disk is"],
+    );
+    sh("dmsetup remove --retry my_disk; dmsetup --manglename none remove --retry 'my disk'");
+    settle();
+    // A slash in a kernel's name is a `!` in sysfs.
+    sh("mkdir -p /dev/cciss; mknod /dev/cciss/c0d0 b 8 0");
+    for source in ["cciss!c0d0", "cciss%2Fc0d0"] {
+        let cache = guest.cache(&disk, source, "writeback");
+        assert_eq!(guest.caches()[0]["source"], "sda");
+        remove(&cache);
+    }
+    sh("rm -r /dev/cciss");
+}

@@ -13,9 +13,13 @@ pub struct Name(String);
 impl Name {
     /// Checks a name; `None` if it is not one.
     pub fn new(name: &str) -> Option<Name> {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"#+-.:=@_".contains(&byte);
-        let fits = (1..=NAME_MAX).contains(&name.len()) && name.bytes().all(allowed);
+        let fits = (1..=NAME_MAX).contains(&name.len()) && name.chars().all(Name::allows);
         (fits && !matches!(name, "." | "..")).then(|| Name(name.to_owned()))
+    }
+
+    /// Whether a name may have this character.
+    pub fn allows(c: char) -> bool {
+        c.is_ascii_alphanumeric() || "#+-.:=@_".contains(c)
     }
 
     /// The name as text.

@@ -11,7 +11,7 @@ use crate::kernel::dm::Control;
 use crate::storage::disks::Device;
 use crate::storage::error::{Cannot, Error, Result};
 use crate::storage::locks::Key;
-use crate::storage::names::{BlockSize, CacheName, DiskName, Part, Policy, SourceName};
+use crate::storage::names::{BlockSize, CacheName, DiskName, Part, Policy, SourceName, unmangled};
 use crate::storage::undo::Undo;
 use crate::storage::usage;
 use crate::storage::wait::retry_busy;
@@ -115,12 +115,13 @@ impl Caches {
         };
         let other = self.source_name(name, there.devices.source).unwrap_or_default();
         let own = match block::mapped_name(root, device) {
-            Ok(Some(mapped)) => format!("mapper%2F{mapped}"),
-            _ => device.clone(),
+            Ok(Some(mapped)) => format!("mapper/{mapped}"),
+            _ => device.replace('!', "/"),
         };
-        let advice = match own.rsplit("%2F").next() == wanted.source.as_str().rsplit('/').next() {
-            true => "that source can only be cached once this cache is removed".to_owned(),
-            false => format!("ask for {} as {own}", wanted.source),
+        let gets = |own: &SourceName| CacheName::of(wanted.policy, own);
+        let advice = match SourceName::parse(&own).filter(|own| gets(own).as_ref() != Some(name)) {
+            None => "that source can only be cached once this cache is removed".to_owned(),
+            Some(own) => format!("ask for {} as {}", wanted.source, own.encoded()),
         };
         Error::Conflict(format!("{name} exists already, in front of {other}; {advice}"))
     }
@@ -165,7 +166,14 @@ impl Caches {
     fn source_device(&self, source: &SourceName) -> Result<(Dev, String)> {
         let root = &self.machine.root;
         let look = format!("look at {source}");
-        let dev = block::dev_of_node(&root.path("dev").join(source.as_str())).cannot(&look)?;
+        let node = |name: &SourceName| block::dev_of_node(&root.path("dev").join(name.as_str()));
+        let mut dev = node(source).cannot(&look)?;
+        if let (None, Some(name)) = (dev, source.of_sysfs()) {
+            dev = node(&name).cannot(&look)?;
+        }
+        if let (None, Some(name)) = (dev, source.mapping()) {
+            dev = self.mapping_named(name)?;
+        }
         let name = dev.map_or(Ok(None), |dev| block::name_of(root, dev)).cannot(&look)?;
         let found = dev
             .zip(name)
@@ -182,15 +190,26 @@ impl Caches {
         Ok(found)
     }
 
+    /// The mapping of this name, however its node in `/dev/mapper` is named: udev and libdevmapper write some
+    /// characters in another way, and without them there may be none.
+    fn mapping_named(&self, name: &str) -> Result<Option<Dev>> {
+        let Some(control) = mapping::if_loaded(&self.machine.root)? else { return Ok(None) };
+        let all = control.list().cannot("list the mappings")?;
+        let same = all.iter().find(|listed| listed.name == name);
+        let found = same.or_else(|| all.iter().find(|listed| unmangled(&listed.name) == unmangled(name)));
+        Ok(found.map(|listed| listed.dev))
+    }
+
     /// The source, if nobody uses it and a cache on this RAM disk can stand in front of it.
     fn usable_source(&self, wanted: &Wanted<'_>, disk: &Device<'_>) -> Result<Source> {
         let (root, (dev, device)) = (&self.machine.root, wanted.device.clone());
-        let look = format!("look at {device}");
+        let look = format!("look at {}", wanted.source);
         let logical = |dev| Ok(block::logical_block_size(root, dev).cannot(&look)?.unwrap_or(SECTOR));
         let block = logical(dev)?;
         let least = block.max(logical(disk.dev)?);
         let sectors = block::sectors(root, dev).cannot(&look)?.unwrap_or(0);
-        let mut source = Source { dev, device, sectors, block, blocks: least..=least };
+        let mut source =
+            Source { name: wanted.source.clone(), dev, device, sectors, block, blocks: least..=least };
         if block::is_read_only(root, dev).cannot(&look)? {
             return Err(source.refused("is read-only; make it writable first"));
         }
@@ -198,9 +217,9 @@ impl Caches {
             return Err(source.refused("has no medium or no size"));
         }
         wanted.target.check_source(&source)?;
-        let claim = usage::claim_unused(root, dev, &*source.device, Mode::Claim)?;
+        let claim = usage::claim_unused(root, dev, wanted.source, Mode::Claim)?;
         let mut start = vec![0; (sectors * SECTOR).min(contents::START) as usize];
-        block::read_start(&claim, &mut start).cannot(format_args!("read {}", source.device))?;
+        block::read_start(&claim, &mut start).cannot(format_args!("read {}", source.name))?;
         let contents = Contents::of(&start, block);
         if least > contents.block {
             return Err(source.refused(format_args!(

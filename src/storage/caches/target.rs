@@ -8,12 +8,14 @@ use crate::kernel::dm::{self, Control};
 use crate::storage::caches::stats::CacheStats;
 use crate::storage::disks::Device;
 use crate::storage::error::{Error, Result};
-use crate::storage::names::{BlockSize, CacheName, DiskName, Policy};
+use crate::storage::names::{BlockSize, CacheName, DiskName, Policy, SourceName};
 use crate::storage::undo::Undo;
 
 /// The device that is cached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
+    /// Its name, as it was asked for.
+    pub name: SourceName,
     /// Its device number.
     pub dev: Dev,
     /// The kernel's name of it.
@@ -30,7 +32,7 @@ pub struct Source {
 impl Source {
     /// The refusal of a source that cannot be cached.
     pub fn refused(&self, why: impl std::fmt::Display) -> Error {
-        Error::Conflict(format!("{} {why}", self.device))
+        Error::Conflict(format!("{} {why}", self.name))
     }
 }
 
