@@ -54,21 +54,18 @@ pub(super) enum Decision {
     Refuse(Refusal),
 }
 
-const NOT_AUTHENTICATED: Refusal =
-    Refusal { status: 401, message: "This needs a token: send Authorization: Bearer TOKEN." };
-const VIEWER: Refusal =
-    Refusal { status: 403, message: "The token is a viewer's and may not change anything." };
-const NOT_LOCAL: Refusal = Refusal {
-    status: 403,
-    message: "Changes are allowed from this machine only; start the daemon with --token-file, or with \
-              --open to let everybody change everything.",
-};
+const NOT_AUTHENTICATED: Refusal = Refusal::new(401, "This needs a token: send Authorization: Bearer TOKEN.");
+const VIEWER: Refusal = Refusal::new(403, "The token is a viewer's and may not change anything.");
+const NOT_LOCAL: Refusal = Refusal::new(
+    403,
+    "Changes are allowed from this machine only; start the daemon with --token-file, or with --open to let \
+     everybody change everything.",
+);
 const STRANGE_ORIGIN: Refusal =
-    Refusal { status: 403, message: "A page of another origin may not do this; --allow-origin lets it." };
-const STRANGE_HOST: Refusal = Refusal {
-    status: 403,
-    message: "The Host is neither an address nor a name of this machine; --allow-host adds a name.",
-};
+    Refusal::new(403, "A page of another origin may not do this; --allow-origin lets it.");
+
+/// The longest name that DNS has, with a port: as much of a strange Host is told.
+const HOST_TOLD: usize = 253 + ":65535".len();
 
 impl Access {
     /// Checks the rules and reads the token file, if they name one.
@@ -129,8 +126,8 @@ impl Access {
         let allowed = |name: &[u8]| self.origins.iter().find(|origin| origin.as_bytes() == name);
         let origin = fields.origin.and_then(allowed).cloned();
         let preflight = *method == Method::Options && fields.origin.is_some() && fields.preflight;
-        let (caller, refusal) = if !self.is_host_fine(peer, fields) {
-            (None, Some(STRANGE_HOST))
+        let (caller, refusal) = if let Some(host) = self.strange_host(peer, fields) {
+            (None, Some(refused_host(host)))
         } else if (is_change || preflight) && origin.is_none() && !is_own_origin(fields) {
             (None, Some(STRANGE_ORIGIN))
         } else if preflight || class == Class::Public {
@@ -148,11 +145,11 @@ impl Access {
 
     /// Protects against DNS rebinding: the owner of a foreign name lets it resolve to this machine.
     /// For a browser, pages of that name and this server then have the same origin, and only the
-    /// Host shows the foreign name. Where there are tokens this is not needed, because such a page
-    /// has none, nor on a Unix socket, because no browser uses one.
-    fn is_host_fine(&self, peer: &Peer, fields: &Fields<'_>) -> bool {
-        let is_ours = |host| self.is_our_name(host_name(host));
-        self.tokens.is_some() || *peer == Peer::Unix || fields.host.is_none_or(is_ours)
+    /// Host shows the foreign name, which this gives. Where there are tokens this is not needed,
+    /// because such a page has none, nor on a Unix socket, because no browser uses one.
+    fn strange_host<'b>(&self, peer: &Peer, fields: &Fields<'b>) -> Option<&'b str> {
+        let is_trusted = self.tokens.is_some() || *peer == Peer::Unix;
+        fields.host.filter(|host| !is_trusted && !self.is_our_name(host_name(host)))
     }
 
     fn is_our_name(&self, name: &str) -> bool {
@@ -192,6 +189,15 @@ impl Access {
             Some((_, name)) => (Some(name), None),
         }
     }
+}
+
+/// The refusal of a Host that is none of this machine's. It is ASCII, and may be as long as a head.
+fn refused_host(host: &str) -> Refusal {
+    let told = host.get(..HOST_TOLD).unwrap_or(host);
+    let message = format!(
+        "The Host {told:?} is neither an address nor a name of this machine; --allow-host adds a name."
+    );
+    Refusal { status: 403, message: message.into() }
 }
 
 /// The answer to a preflight that is allowed. Rendering adds the origin, as to every answer.

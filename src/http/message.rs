@@ -24,10 +24,17 @@ pub(super) struct Request {
 }
 
 /// A status code and a sentence for the client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub status: u16,
-    pub message: &'static str,
+    pub message: Cow<'static, str>,
+}
+
+impl Refusal {
+    /// A refusal whose sentence is always the same.
+    pub const fn new(status: u16, message: &'static str) -> Refusal {
+        Refusal { status, message: Cow::Borrowed(message) }
+    }
 }
 
 /// What a handler answers with. The server adds the fields that every answer has.

@@ -51,7 +51,7 @@ fn longest_body(limits: &Limits, of_route: usize) -> usize {
 }
 
 fn refuse<T>(status: u16, message: &'static str) -> Result<T, Refusal> {
-    Err(Refusal { status, message })
+    Err(Refusal::new(status, message))
 }
 
 /// Checks the length of a body against what the request's route takes and what is allowed anyway.
@@ -112,7 +112,7 @@ pub(super) fn head<'b>(buffer: &'b [u8], limits: &Limits) -> Result<Option<Head<
 /// How many bytes precede the first fault that httparse would let pass, and what it is.
 fn first_fault(window: &[u8], limits: &Limits) -> (usize, Option<Refusal>) {
     if matches!(window.first(), Some(b'\r' | b'\n')) {
-        return (0, Some(Refusal { status: 400, message: "The request starts with an empty line." }));
+        return (0, Some(Refusal::new(400, "The request starts with an empty line.")));
     }
     let is_bare = |&(at, &byte): &(usize, &u8)| byte == b'\n' && window[at - 1] != b'\r';
     let bare = window.iter().enumerate().find(is_bare).map(|(at, _)| at);
@@ -126,7 +126,7 @@ fn first_fault(window: &[u8], limits: &Limits) -> (usize, Option<Refusal>) {
     let too_long = too_long.map(|at| (at, 414, "The request target is too long."));
     // If both are at one place, the target is at fault: the bad line end comes right after it.
     match too_long.into_iter().chain(bare).min_by_key(|&(at, ..)| at) {
-        Some((at, status, message)) => (at, Some(Refusal { status, message })),
+        Some((at, status, message)) => (at, Some(Refusal::new(status, message))),
         None => (window.len(), None),
     }
 }
@@ -149,7 +149,7 @@ fn explain(error: httparse::Error, text: &[u8]) -> Refusal {
             (400, "The request line is not METHOD, target and HTTP version.")
         }
     };
-    Refusal { status, message }
+    Refusal::new(status, message)
 }
 
 /// Reads the fields of a complete head.

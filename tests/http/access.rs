@@ -92,8 +92,16 @@ fn a_public_page_is_not_for_names_that_are_not_ours() {
     for (host, status) in [("localhost", 200), ("evil.example", 403)] {
         let mut client = daemon.connect();
         client.send(&format!("GET /public/page HTTP/1.1\r\nHost: {host}\r\n\r\n"));
-        assert_eq!(client.reply().status, status, "{host}");
+        let reply = client.reply();
+        assert_eq!(reply.status, status, "{host}");
+        // Whoever reached the daemon by a name of its own learns which one to allow.
+        assert_eq!(reply.body.contains("\"evil.example\""), status == 403, "{}", reply.body);
     }
+    let mut client = daemon.connect();
+    client.send(&format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", "h".repeat(4000)));
+    let reply = client.reply();
+    assert_eq!(reply.status, 403);
+    assert!(reply.body.contains("hhh") && reply.body.len() < 400, "{}", reply.body);
 }
 
 #[test]

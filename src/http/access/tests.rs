@@ -102,7 +102,7 @@ fn a_public_page_needs_no_token_but_the_right_host() {
     };
     assert_eq!(public(&with_tokens(), "a"), Decision::Pass);
     assert_eq!(public(&Access::default(), "localhost"), Decision::Pass);
-    assert_eq!(public(&Access::default(), "evil.example"), Decision::Refuse(STRANGE_HOST));
+    assert_eq!(public(&Access::default(), "evil.example"), Decision::Refuse(refused_host("evil.example")));
 }
 
 #[test]

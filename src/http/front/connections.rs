@@ -360,7 +360,7 @@ impl<S: Service> Connections<S> {
         match conn.state {
             State::Head | State::Body(_) => {
                 let message = "The request did not arrive in time.";
-                self.refuse_last(token, Refusal { status: 408, message });
+                self.refuse_last(token, Refusal::new(408, message));
             }
             State::Waiting { then, .. } => match self.dispatcher.pool.cancel(token) {
                 Some(work) => {

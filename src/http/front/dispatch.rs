@@ -46,7 +46,7 @@ impl<S: Service> Dispatcher<S> {
         let verdict = self.access.judge(&peer, &head.method, &head.fields, class);
         let plan = match (call, verdict.decision) {
             (None, _) => {
-                let refusal = Refusal { status: 500, message: PANICKED };
+                let refusal = Refusal::new(500, PANICKED);
                 Plan::Refuse { refusal, audited: false }
             }
             (Some(call), Decision::Pass) => Plan::Call(call),
@@ -114,13 +114,13 @@ impl<S: Service> Dispatcher<S> {
         if work.is_change() {
             self.refusals.log(&work.request, 503, now);
         }
-        self.refuse(&work.shape, Refusal { status: 503, message })
+        self.refuse(&work.shape, Refusal::new(503, message))
     }
 
     /// The answer that refuses a request.
     pub fn refuse(&self, shape: &Shape, refusal: Refusal) -> Option<Rendered> {
         let Refusal { status, message } = refusal;
-        respond(&*self.service, shape, || with_advice(self.service.refusal(status, message), status))
+        respond(&*self.service, shape, || with_advice(self.service.refusal(status, &message), status))
     }
 }
 
