@@ -23,6 +23,9 @@ use std::time::Instant;
 /// A read buffer larger than this is given back between requests.
 const KEPT_BUFFER: usize = 1 << 10;
 
+/// Asks a client for the body that it keeps back.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
 /// What a client may still send after the last answer before it is cut off.
 const LINGER_BYTES: usize = 64 << 10;
 
@@ -49,6 +52,15 @@ pub(super) struct Pending<A> {
     /// The form of its answer.
     pub shape: Shape,
     pub body_length: usize,
+    /// The client keeps the body back until it is asked for it, or has an answer.
+    pub is_held_back: bool,
+}
+
+impl<A> Pending<A> {
+    /// Whether the body is needed for the answer.
+    pub fn needs_body(&self) -> bool {
+        matches!(self.plan, Plan::Call(Call { body: 1.., .. }))
+    }
 }
 
 /// What is to be done with a request once it is complete.
@@ -261,6 +273,16 @@ impl<A> Conn<A> {
                 (Received::Nothing, 0)
             }
             Err(_) => (Received::End, 0),
+        }
+    }
+
+    /// Asks the client for the body that it keeps back. False if the connection is broken.
+    pub fn ask_for_body(&self) -> bool {
+        match self.line.write(CONTINUE) {
+            // The client does not take the answers before. It can send the body all the same.
+            Ok(0) => true,
+            Ok(length) => length == CONTINUE.len(),
+            Err(_) => false,
         }
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Head<'b> {
     pub keep_alive: bool,
     pub head_length: usize,
     pub body_length: usize,
+    /// The client may keep the body back until it is told to go on (`Expect: 100-continue`).
+    pub expects_continue: bool,
     pub fields: Fields<'b>,
 }
 
@@ -167,6 +169,7 @@ fn understand<'b>(request: &httparse::Request<'_, 'b>, head_length: usize) -> Re
     let mut length = None;
     let mut close = false;
     let mut stay = newer;
+    let mut expects_continue = false;
     for field in request.headers.iter() {
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
         if is("host") {
@@ -194,7 +197,11 @@ fn understand<'b>(request: &httparse::Request<'_, 'b>, head_length: usize) -> Re
         } else if is("transfer-encoding") {
             return refuse(501, "Transfer-Encoding is not supported; send a Content-Length.");
         } else if is("expect") {
-            return refuse(417, "Expect is not supported.");
+            if !field.value.eq_ignore_ascii_case(b"100-continue") {
+                return refuse(417, "The only Expect that is supported is 100-continue.");
+            }
+            // A client of HTTP/1.0 would take the interim answer for the final one (RFC 9110, 10.1.1).
+            expects_continue = newer;
         } else if is("connection") {
             for option in field.value.split(|&byte| byte == b',') {
                 let option = option.trim_ascii();
@@ -216,6 +223,7 @@ fn understand<'b>(request: &httparse::Request<'_, 'b>, head_length: usize) -> Re
         keep_alive: stay && !close,
         head_length,
         body_length: length.unwrap_or(0),
+        expects_continue,
         fields,
     })
 }

@@ -1,6 +1,8 @@
 //! Requests and their answers.
 
+use crate::access::PATIENCE;
 use crate::daemon::*;
+use crate::stub::DOCUMENT;
 use rapiddiskd::http::Limits;
 
 #[test]
@@ -116,7 +118,7 @@ fn an_error_is_answered_and_ends_the_connection_without_breaking_it() {
             413,
         ),
         ("POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".to_owned(), 501),
-        ("GET / HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\n\r\n".to_owned(), 417),
+        ("GET / HTTP/1.1\r\nHost: localhost\r\nExpect: 102-processing\r\n\r\n".to_owned(), 417),
     ] {
         let mut client = daemon.connect();
         client.send(&request);
@@ -148,6 +150,67 @@ fn a_body_is_handed_over_where_one_is_allowed() {
         body.len()
     ));
     assert_eq!(client.reply().body, body);
+}
+
+const CONTINUE: &str = "HTTP/1.1 100 Continue\r\n\r\n";
+
+/// A head whose client keeps the body back until it is asked for it.
+fn expecting(request: &str, length: usize) -> String {
+    format!("{request}\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n")
+}
+
+#[test]
+fn a_body_that_is_held_back_is_asked_for_once_where_it_is_needed() {
+    let daemon = start(Limits::default());
+    let mut client = daemon.connect();
+    let body = "b".repeat(DOCUMENT);
+    for _ in 0..3 {
+        client.send(&expecting("POST /document HTTP/1.1", body.len()));
+        assert_eq!(client.bare_head(), CONTINUE);
+        let (first, rest) = body.split_at(1);
+        client.send(first);
+        client.send(rest);
+        assert_eq!(client.reply().body, body);
+    }
+    // Nobody is asked whose body has begun to arrive, or is not there, or who speaks HTTP/1.0. The next
+    // answer would come after the "100 Continue".
+    let next = "GET /next HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    for (length, sent) in [(2, "{}"), (0, "")] {
+        client.send(&format!("{}{sent}{next}", expecting("POST /document HTTP/1.1", length)));
+        assert_eq!(client.reply().body, sent);
+        assert_eq!(client.reply().body, "GET /next");
+    }
+    client.send(&expecting("POST /document HTTP/1.0", 2));
+    assert_eq!(daemon.get("/instant").status, 200);
+    client.send("{}");
+    assert_eq!(client.reply().body, "{}");
+    client.ends();
+}
+
+#[test]
+fn a_body_that_is_held_back_and_not_needed_is_not_waited_for() {
+    // The connections are there for longer than this test takes.
+    let daemon = start(Limits { linger_time: PATIENCE, ..Limits::default() });
+    for (request, length, status) in [
+        ("POST /a HTTP/1.1", 2, 200),
+        ("GET /instant HTTP/1.1", 1024, 200),
+        // Its length alone refuses it.
+        ("POST /document HTTP/1.1", DOCUMENT + 1, 413),
+        // Refused, whatever the body is.
+        ("POST /document HTTP/1.1\r\nOrigin: https://evil.example", 2, 403),
+    ] {
+        // The client may send the body later all the same, and the answer is not lost by that.
+        for sent in ["", "GET /b HTTP/1.1\r\nHost: localhost\r\n\r\n"] {
+            let mut client = daemon.connect();
+            client.send(&expecting(request, length));
+            let (head, length) = client.head();
+            assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {head}");
+            assert!(head.contains("\r\nConnection: close\r\n"), "{head}");
+            client.send(sent);
+            assert_eq!(client.rest().len(), length, "{request}: more than one answer");
+        }
+    }
+    assert_eq!(daemon.seen.routed("/b"), 0);
 }
 
 #[test]

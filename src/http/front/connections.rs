@@ -183,9 +183,17 @@ impl<S: Service> Connections<S> {
             Ok(Some(head)) => {
                 let length = head.head_length;
                 match self.dispatcher.plan(conn.peer, head) {
-                    Ok(pending) => {
+                    Ok(mut pending) => {
                         conn.input.consume(length);
-                        if conn.input.bytes.len() < pending.body_length {
+                        pending.is_held_back &= conn.input.bytes.is_empty();
+                        if pending.is_held_back && pending.needs_body() {
+                            pending.is_held_back = false;
+                            if !conn.ask_for_body() {
+                                self.slots.remove(token);
+                                return false;
+                            }
+                        }
+                        if !pending.is_held_back && conn.input.bytes.len() < pending.body_length {
                             self.begin(token, State::Body(pending));
                         } else {
                             self.carry_out(token, pending);
@@ -241,11 +249,16 @@ impl<S: Service> Connections<S> {
     }
 
     /// Goes on with a request that is complete.
-    fn carry_out(&mut self, token: u64, pending: Pending<S::Action>) {
+    fn carry_out(&mut self, token: u64, mut pending: Pending<S::Action>) {
         let Some(conn) = self.slots.get(token) else { return };
         let share = conn.share;
-        let body = conn.input.take(pending.body_length);
-        let then = conn.then(&pending.shape);
+        let (body, then) = if pending.is_held_back {
+            // The answer comes without the body. Whether that still comes cannot be known.
+            pending.shape.close = true;
+            (Vec::new(), Then::Linger)
+        } else {
+            (conn.input.take(pending.body_length), conn.then(&pending.shape))
+        };
         let busy_of_share = || busy_of(&self.slots, share);
         match self.dispatcher.carry_out(pending, body, busy_of_share, self.now) {
             Outcome::Answer(answer) => self.answer_now(token, then, answer),

@@ -65,7 +65,8 @@ impl<S: Service> Dispatcher<S> {
         };
         let target = head.target.to_owned();
         let request = Request { method: head.method, target, peer, caller: verdict.caller };
-        Ok(Pending { request, plan, shape, body_length: head.body_length })
+        let is_held_back = head.expects_continue && head.body_length > 0;
+        Ok(Pending { request, plan, shape, body_length: head.body_length, is_held_back })
     }
 
     /// Goes on with a request that is complete. `busy_of_share` counts the requests of the same

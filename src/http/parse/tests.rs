@@ -168,8 +168,16 @@ fn smuggling_with_two_lengths_is_refused() {
 }
 
 #[test]
-fn expectations_are_417() {
-    assert_eq!(status(with_field("Expect: 100-continue")), 417);
+fn expectations_but_100_continue_are_417() {
+    for value in ["", "100-continue, 100-continue", "100-continue;q=1", "101-continue", "200-ok"] {
+        assert_eq!(status(with_field(&format!("Expect: {value}"))), 417, "{value}");
+    }
+    for (version, expects) in [("1.1", true), ("1.0", false)] {
+        for field in ["Expect: 100-continue", "expect: 100-Continue \r\nExpect: 100-continue"] {
+            let text = format!("GET / HTTP/{version}\r\nHost: a\r\n{field}\r\n\r\n");
+            assert_eq!(request(text.as_bytes()).expects_continue, expects, "{text}");
+        }
+    }
 }
 
 #[test]
@@ -251,6 +259,7 @@ fn streams() -> impl Strategy<Value = Vec<u8>> {
             "Content-Length: 70000",
             "Transfer-Encoding: chunked",
             "Expect: 100-continue",
+            "Expect: nothing",
             "Connection: close",
             "User-Agent: curl/7.88.1",
             "A:",
