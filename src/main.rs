@@ -15,6 +15,7 @@ static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 fn main() -> ExitCode {
     let outcome = match cli::parse(std::env::args_os()) {
         Ok(Command::Run(config)) => daemon::run(&config),
+        Ok(Command::Check(config)) => daemon::check(&config),
         Ok(Command::Quiesce) => daemon::quiesce(),
         Ok(Command::Help) => return print(&cli::help()),
         Ok(Command::Version) => return print(concat!("rapiddiskd ", env!("CARGO_PKG_VERSION"), "\n")),

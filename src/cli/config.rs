@@ -14,6 +14,8 @@ const DEFAULT_PORT: u16 = 9118;
 pub enum Command {
     /// Serve.
     Run(Box<Config>),
+    /// Say whether the daemon would start with this configuration.
+    Check(Box<Config>),
     /// End the exports and write the writeback caches to their disks.
     Quiesce,
     /// Print the help.
@@ -67,6 +69,8 @@ pub(super) struct Settings {
     pub port: u16,
     /// Whether `--quiesce` was given.
     pub quiesce: bool,
+    /// Whether `--check` was given.
+    pub check: bool,
 }
 
 impl Settings {
@@ -81,12 +85,13 @@ impl Settings {
             cache_driver: None,
             verbosity: 0,
         };
-        Settings { config, port: DEFAULT_PORT, quiesce: false }
+        Settings { config, port: DEFAULT_PORT, quiesce: false, check: false }
     }
 
     /// What to do once all flags are read.
     pub fn command(mut self) -> Command {
-        if self.quiesce {
+        // The one that changes nothing comes first.
+        if self.quiesce && !self.check {
             return Command::Quiesce;
         }
         let listen = &mut self.config.listen;
@@ -99,6 +104,7 @@ impl Settings {
                 _ => {}
             }
         }
-        Command::Run(Box::new(self.config))
+        let config = Box::new(self.config);
+        if self.check { Command::Check(config) } else { Command::Run(config) }
     }
 }

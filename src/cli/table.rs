@@ -91,6 +91,20 @@ const GENERAL: &[Flag] = &[
     },
     Flag {
         short: None,
+        long: Some("check"),
+        help: "do not serve, but say what is wrong with the other options and the token file, and print \
+               the addresses to listen at",
+        manual: manual(
+            "Do not serve. Read the other options and the token file as the daemon would. Print each \
+             address that it would listen at, and report each fault on the standard error. No address is \
+             opened and nothing is changed. A token file that lets nobody change anything is a fault as \
+             well: it has no admin, and there is no Unix socket to listen at. The daemon starts with such \
+             a file.",
+        ),
+        effect: Effect::Switch(|settings| settings.check = true),
+    },
+    Flag {
+        short: None,
         long: Some("quiesce"),
         help: "do not serve, but prepare for the machine to be switched off: end the exports and remove \
                the writeback caches; give up after 30 s without progress",

@@ -55,6 +55,10 @@ fn options_are_read_in_each_form() {
     assert!(matches!(parsed(&["--help"]), Ok(Command::Help)));
     assert!(matches!(parsed(&["--quiesce", "--open"]), Ok(Command::Quiesce)));
     assert!(parsed(&["--quiesce", "--nonsense"]).is_err());
+    for args in [&["--check", "-p", "80"][..], &["--quiesce", "-p", "80", "--check"]] {
+        let Ok(Command::Check(config)) = parsed(args) else { panic!("{args:?}") };
+        assert_eq!(config.listen, [tcp("[::]:80")]);
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! served.
 
 mod background;
+mod check;
 mod error;
 mod notify;
 mod quiesce;
@@ -17,6 +18,7 @@ use std::time::Duration;
 
 use log::{LevelFilter, debug, info, warn};
 
+pub use check::check;
 pub use error::Error;
 pub use quiesce::quiesce;
 
@@ -42,7 +44,10 @@ pub fn run(config: &Config) -> Result<(), Error> {
     // The first value is dropped last: what the others say at their end still gets into the log.
     let logger = Logger::install(level(config.verbosity)).map_err(Error::of("cannot log"))?;
     let manager = Arc::new(Manager::of_environment());
-    let mut access = Access::new(config.access.clone())?;
+    let mut access = Access::new(config.access.clone()).map_err(|faults| Error::new(faults.join("; ")))?;
+    if check::nobody_may_change(&access, &config.listen) {
+        warn!("{}", check::NOBODY);
+    }
     let own_token = access.own_token().map_err(Error::of("cannot make a token"))?;
     let server = Server::bind(&config.listen, config.limits.clone(), access)?;
 

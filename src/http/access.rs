@@ -71,33 +71,42 @@ impl Access {
     /// Checks the rules and reads the token file, if they name one.
     ///
     /// # Errors
-    /// A bad token file, a malformed origin or name, or rules that exclude each other.
-    pub fn new(mut rules: AccessRules) -> io::Result<Access> {
-        let invalid = |message: String| io::Error::new(io::ErrorKind::InvalidInput, message);
+    /// A message for each fault: a bad token file, a malformed origin or name, or rules that exclude each
+    /// other.
+    pub fn new(mut rules: AccessRules) -> Result<Access, Vec<String>> {
+        let mut faults = Vec::new();
         if rules.open && rules.token_file.is_some() {
-            return Err(invalid("a token file and --open exclude each other".to_owned()));
+            faults.push("a token file and --open exclude each other".to_owned());
         }
-        for origin in &rules.allow_origins {
-            if !is_origin(origin) {
-                return Err(invalid(format!("{origin:?} is no origin such as https://console.example")));
-            }
+        for origin in rules.allow_origins.iter().filter(|origin| !is_origin(origin)) {
+            faults.push(format!("{origin:?} is no origin such as https://console.example"));
         }
         for host in &mut rules.allow_hosts {
             if host.ends_with('.') {
                 host.pop();
             }
             if !is_name(host) {
-                return Err(invalid(format!(
-                    "{host:?} is no name of a host, such as storage.example, without a port"
-                )));
+                faults
+                    .push(format!("{host:?} is no name of a host, such as storage.example, without a port"));
             }
+        }
+        let tokens = rules
+            .token_file
+            .as_deref()
+            .and_then(|path| Tokens::read(path).map_err(|error| faults.push(error.to_string())).ok());
+        if !faults.is_empty() {
+            return Err(faults);
         }
         if rules.open {
             log::warn!("--open: everybody who reaches this daemon may change and destroy everything");
         }
-        let tokens = rules.token_file.as_deref().map(Tokens::read).transpose()?;
         let origins = rules.allow_origins.iter().map(|origin| origin.as_str().into()).collect();
         Ok(Access { rules, tokens, own: Own::default(), origins })
+    }
+
+    /// Whether every token is a viewer's.
+    pub fn has_viewers_alone(&self) -> bool {
+        self.tokens.as_ref().is_some_and(|tokens| !tokens.has_admin())
     }
 
     /// Makes a token with which the daemon itself may read, and change nothing.

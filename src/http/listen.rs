@@ -6,6 +6,7 @@ use rustix::fs::{Mode, lstat, unlink};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use rustix::process::umask;
+use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -29,6 +30,34 @@ pub enum Listen {
     Tcp(SocketAddr),
     /// A Unix socket, for its owner only.
     Unix(PathBuf),
+}
+
+/// As `--listen` takes it.
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Listen::Tcp(address) => address.fmt(f),
+            Listen::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl Listen {
+    /// What is wrong with these places on any machine: a message for each fault.
+    pub fn faults(places: &[Listen]) -> Vec<String> {
+        let mut faults = Vec::new();
+        for (i, place) in places.iter().enumerate() {
+            if places[..i].contains(place) {
+                faults.push(format!("cannot listen on {place} twice"));
+            }
+            if let Listen::Unix(path) = place
+                && let Err(error) = SocketAddrUnix::new(path)
+            {
+                faults.push(format!("cannot listen on {place}: {error}"));
+            }
+        }
+        faults
+    }
 }
 
 /// One listening socket. A Unix socket's file is removed with it.

@@ -115,6 +115,11 @@ impl Tokens {
         Ok(Tokens(tokens))
     }
 
+    /// Whether one of them is an admin's.
+    pub(super) fn has_admin(&self) -> bool {
+        self.0.iter().any(|token| token.role == Role::Admin)
+    }
+
     /// The holder of a token. Every token is compared, so that the time does not tell which one it is.
     pub(super) fn find(&self, candidate: &[u8]) -> Option<(Role, Arc<str>)> {
         let matching = |found, token| if Token::is(token, candidate) { Some(token) } else { found };

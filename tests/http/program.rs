@@ -249,6 +249,53 @@ fn tokens_are_read_again_at_sighup_and_their_holders_named_in_the_log() {
     assert!(!text.contains("0123456789abcdef") && !text.contains("fedcba9876543210"), "{text}");
 }
 
+/// The exit status of the program with these arguments, and what it prints on stdout and stderr.
+fn outcome(args: &[&str]) -> (i32, String, String) {
+    let output = Command::new(PROGRAM).args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn check_judges_as_the_start_does_and_starts_nothing() {
+    assert!(geteuid().is_root(), "token files belong to root: this test has to run as root");
+    let scratch = Scratch::new("check");
+    let tokens = scratch.0.join("tokens");
+    let socket = format!("unix:{}", scratch.0.join("socket").display());
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let place = taken.local_addr().unwrap().to_string();
+    let base = ["-p", "80", "-l", &place, "-l", "::1", "--token-file", tokens.to_str().unwrap()];
+    let check = |more: &[&str]| outcome(&[&["--check"], &base[..], more].concat());
+    let places = format!("{place}\n[::1]:80\n");
+    write_tokens(&tokens, "\tadmin\tops  0123456789abcdef\r\nviewer eye fedcba9876543210");
+    assert_eq!(check(&[]), (0, places.clone(), String::new()));
+    assert_eq!(check(&["-l", &socket]), (0, format!("{places}{socket}\n"), String::new()));
+    assert_eq!(std::fs::read_dir(&scratch.0).unwrap().count(), 1, "it opened the socket");
+
+    write_tokens(&tokens, "admin ops 0123456789abcdef\nviewer eye\n");
+    let long = format!("unix:/{}", "l".repeat(200));
+    let wrong = ["--open", "--allow-origin", "a", "--allow-host", "b:1", "-l", "::1", "-l", &long];
+    let (status, _, said) = check(&wrong);
+    let words = ["[::1]:80 twice", "lll", "exclude", "\"a\"", "\"b:1\"", "line 2"];
+    assert_eq!(said.lines().count(), words.len(), "{said}");
+    for (line, word) in said.lines().zip(words) {
+        assert!(line.starts_with("rapiddiskd: ") && line.contains(word), "{word}: {said}");
+    }
+    assert!(status == 1 && !said.contains("0123456789abcdef"), "{said}");
+    // One fault at a time, the start says the same.
+    for more in [&["--open"][..], &["--allow-origin", "a"], &["--allow-host", "b:1"], &[]] {
+        let (checked, started) = (check(more), outcome(&[&base[..], more].concat()));
+        assert_eq!((checked.0, started.0), (1, 1));
+        assert_eq!(checked.2.trim_end().replace("\nrapiddiskd: ", "; "), started.2.trim_end());
+    }
+    assert_eq!(check(&["-p", "0"]).0, 2);
+
+    write_tokens(&tokens, "viewer eye fedcba9876543210\n");
+    let (status, _, said) = check(&[]);
+    assert!(status == 1 && said.contains("no admin"), "{said}");
+    assert_eq!(check(&["-l", &socket]).0, 0);
+}
+
 #[test]
 fn it_listens_on_a_unix_socket_and_removes_it() {
     let scratch = Scratch::new("program");

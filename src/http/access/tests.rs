@@ -220,7 +220,7 @@ fn a_preflight_needs_no_token_and_what_follows_does() {
 
 #[test]
 fn contradictory_or_malformed_rules_are_errors() {
-    let error = |rules| Access::new(rules).unwrap_err().to_string();
+    let error = |rules| Access::new(rules).unwrap_err().concat();
     let both = AccessRules { open: true, token_file: Some("/nonexistent".into()), ..AccessRules::default() };
     assert!(error(both).contains("--open"));
     for origin in ["console.example", "https://", "https://a/", "https://A", "*", "null", "ftp://a"] {
@@ -233,7 +233,7 @@ fn contradictory_or_malformed_rules_are_errors() {
 fn a_host_to_allow_that_could_never_match_is_an_error() {
     for host in ["storage.example:9118", "[::1]", "http://storage.example", ".", "", "a b", "caf\u{e9}"] {
         let rules = AccessRules { allow_hosts: vec![host.to_owned()], ..AccessRules::default() };
-        let error = Access::new(rules).unwrap_err().to_string();
+        let error = Access::new(rules).unwrap_err().concat();
         assert!(error.contains("without a port"), "{host}: {error}");
     }
 }
