@@ -54,6 +54,10 @@ impl Quiesce<'_> {
         };
         // The data is written first, since it matters most: ending an export may wait for ever, for a
         // device or for another export's end. Whether it worked is told by the removal below.
+        if let Volume::Cache(cache) = volume {
+            // Nobody else will, and what it holds would be lost.
+            let _ = self.caches.resume(cache);
+        }
         if let Some(cache) = writeback {
             let _ = self.caches.write_back(cache);
         }

@@ -26,6 +26,7 @@ mod reference;
 mod refusal;
 mod source;
 mod stock;
+mod suspended;
 mod undone;
 mod usage;
 mod writeback;

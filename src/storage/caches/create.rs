@@ -7,7 +7,7 @@ use super::mapping::{self, uuid};
 use super::target::{New, Source, Target};
 use super::{Caches, NewCache, node};
 use crate::kernel::block::{self, Dev, Mode, SECTOR};
-use crate::kernel::dm::Control;
+use crate::kernel::dm::{self, Control};
 use crate::storage::disks::Device;
 use crate::storage::error::{Cannot, Error, Result};
 use crate::storage::locks::Key;
@@ -210,6 +210,10 @@ impl Caches {
         let sectors = block::sectors(root, dev).cannot(&look)?.unwrap_or(0);
         let mut source =
             Source { name: wanted.source.clone(), dev, device, sectors, block, blocks: least..=least };
+        let mapped = block::mapped_name(root, &source.device).cannot(&look)?;
+        if let Some(mapping) = mapped.as_deref().and_then(dm::Name::new) {
+            mapping::check_running(&wanted.control, &mapping)?;
+        }
         if block::is_read_only(root, dev).cannot(&look)? {
             return Err(source.refused("is read-only; make it writable first"));
         }

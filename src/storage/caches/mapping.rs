@@ -56,6 +56,35 @@ pub fn info(control: &Control, name: &CacheName) -> Result<Info> {
     info_of(control, name.as_dm())?.ok_or_else(|| no_cache(name))
 }
 
+/// Refuses a mapping that another program has suspended: whatever reads or writes it would hang.
+pub fn check_running(control: &Control, name: &dm::Name) -> Result<()> {
+    match info_of(control, name)? {
+        Some(info) if info.suspended => Err(Error::Conflict(format!(
+            "{name} was suspended by another program; resume it first: dmsetup resume {name}{}",
+            if is_cache_of_ours(name, &info) {
+                ", or restart rapiddiskd, which resumes its caches"
+            } else {
+                ""
+            }
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Ends the suspension of a cache that was made here.
+pub fn resume_cache(control: &Control, name: &CacheName) -> Result<()> {
+    match info_of(control, name.as_dm())? {
+        Some(info) if info.suspended && is_cache_of_ours(name.as_dm(), &info) => {
+            control.resume(name.as_dm()).cannot(format_args!("resume {name}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_cache_of_ours(name: &dm::Name, info: &Info) -> bool {
+    CacheName::parse(name.as_str()).is_some() && info.uuid == uuid(name)
+}
+
 /// The one target of a cache's mapping, with its status or its table. A mapping of another form is no
 /// cache.
 pub fn report(control: &Control, name: &CacheName, what: Report) -> Result<dm::Target> {

@@ -130,6 +130,19 @@ impl Caches {
         Ok(mapping::info(&control, name)?.dev)
     }
 
+    /// Refuses a cache that another program has suspended.
+    pub fn check_running(&self, name: &CacheName) -> Result<()> {
+        match mapping::if_loaded(&self.machine.root)? {
+            Some(control) => mapping::check_running(&control, name.as_dm()),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the suspension of a cache that was made here.
+    pub fn resume(&self, name: &CacheName) -> Result<()> {
+        mapping::resume_cache(&mapping::control(&self.machine.root)?, name)
+    }
+
     /// The policies that a new cache can have, each with its driver, and the drivers that the kernel has
     /// at the moment.
     pub fn offers(&self) -> (Vec<(Policy, &'static str)>, Vec<&'static str>) {

@@ -45,8 +45,9 @@ impl Caches {
         {
             return Err(Error::Conflict(format!("{name} has just been changed; try again")));
         }
+        mapping::check_running(&control, name.as_dm())?;
         self.check_closed(&control, name)?;
-        mapped.target.check_parts_closed(&self.machine.root, &control, name)?;
+        mapped.target.check_parts(&self.machine.root, &control, name)?;
         // Asked for now: the mapping will not tell any more.
         let disk = self.device_name(mapped.devices.disk)?;
         let disk = self.disks.name_of(&disk)?.map(|_| disk);

@@ -119,8 +119,8 @@ pub trait Target: Send + Sync {
     /// Reads the status that the target reports.
     fn stats(&self, name: &CacheName, status: &str) -> Result<CacheStats>;
 
-    /// Refuses a removal while somebody has one of the cache's parts open.
-    fn check_parts_closed(&self, _root: &Root, _control: &Control, _name: &CacheName) -> Result<()> {
+    /// Refuses a removal while somebody has one of the cache's parts open, or has suspended it.
+    fn check_parts(&self, _root: &Root, _control: &Control, _name: &CacheName) -> Result<()> {
         Ok(())
     }
 

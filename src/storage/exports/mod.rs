@@ -108,6 +108,7 @@ impl Exports {
         let nqn = name(volume)?;
         let _held = self.hold(volume)?;
         let dev = self.volume_dev(volume)?;
+        self.check_running(volume)?;
         if let Volume::Disk(name) = volume {
             self.disks.check_node(&self.disks.existing(*name)?)?;
         }
@@ -136,6 +137,8 @@ impl Exports {
         self.exported(volume)?;
         let _held = self.hold(volume)?;
         let (nqn, subsystem) = self.exported(volume)?;
+        // The kernel waits for what a host has asked for.
+        self.check_running(volume)?;
         let is_linked = |port: &Port| port.subsystems.iter().any(|linked| linked == nqn.as_str());
         let linked: Vec<_> = ports::all(root)?.into_iter().filter(is_linked).map(|port| port.id).collect();
         let ending = match port {
@@ -184,6 +187,14 @@ impl Exports {
             Volume::Cache(name) => Key::Mapping(name.to_string()),
         };
         self.machine.hold(vec![Key::Nvme, key])
+    }
+
+    /// Refuses a cache that another program has suspended.
+    fn check_running(&self, volume: &Volume) -> Result<()> {
+        match volume {
+            Volume::Disk(_) => Ok(()),
+            Volume::Cache(name) => self.caches.check_running(name),
+        }
     }
 
     /// The device number of a volume that must exist.

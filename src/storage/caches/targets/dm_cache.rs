@@ -149,8 +149,9 @@ impl Target for DmCache {
         }
     }
 
-    fn check_parts_closed(&self, root: &Root, control: &Control, name: &CacheName) -> Result<()> {
+    fn check_parts(&self, root: &Root, control: &Control, name: &CacheName) -> Result<()> {
         for part in Part::ALL.map(|part| part.of(name)) {
+            mapping::check_running(control, &part)?;
             let info = control.info(&part).cannot(format_args!("look at {part}"))?;
             let users = usage::settled_users(root, info.dev)?;
             let own = User::Holder(name.to_string());
