@@ -64,8 +64,8 @@ pub fn execute(storage: &Storage, action: &DiskAction) -> Result<Value> {
             done(left.told_after(format_args!("{disk} has {} MiB now", size.bytes() >> 20)))
         }
         DiskAction::Flush(disk) => {
-            storage.disks.flush(*disk)?;
-            done(format!("{disk} is empty"))
+            let left = storage.disks.flush(*disk)?;
+            done(left.told_after(format_args!("{disk} is empty")))
         }
         DiskAction::Remove(disk) => {
             let left = storage.disks.remove(*disk)?;

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::io::Errno;
-use rustix::ioctl::{Getter, Ioctl, IoctlOutput, NoArg, Opcode, Setter, ioctl, opcode};
+use rustix::ioctl::{Getter, Ioctl, IoctlOutput, NoArg, Opcode, Setter, ioctl};
 
 use super::block::{self, Dev, Mode};
 use super::{Error, Result, Root};
@@ -19,8 +19,6 @@ const GET_STATUS64: Opcode = 0x4C05;
 const SET_CAPACITY: Opcode = 0x4C07;
 const CONFIGURE: Opcode = 0x4C0A;
 const CTL_GET_FREE: Opcode = 0x4C82;
-/// `BLKDISCARD`, `_IO(0x12, 119)` with a pointer to two u64: start and length.
-const DISCARD: Opcode = opcode::none(0x12, 119);
 
 const AUTOCLEAR: u32 = 4;
 const DIRECT_IO: u32 = 16;
@@ -179,6 +177,17 @@ pub fn detach(disk: &File) -> Result<()> {
     unsafe { ioctl(disk, NoArg::<CLR_FD>::new()) }.map_err(failed("LOOP_CLR_FD"))
 }
 
+/// Lets go of the file if nobody else has the device open: at once or, from Linux 6.10 on, when `disk` is
+/// closed, until when nobody can open the device. EBUSY: somebody has it open, and nothing has changed.
+pub fn detach_unused(disk: &File) -> Result<()> {
+    detach(disk)?;
+    // The device only has a file now if it is to lose it when others close it.
+    match stay(disk) {
+        Err(error) if error.is(Errno::NXIO) => Ok(()),
+        stays => stays.and(Err(failed("LOOP_CLR_FD")(Errno::BUSY))),
+    }
+}
+
 /// Takes back a detachment that waits for the last opener to close the device.
 pub fn stay(disk: &File) -> Result<()> {
     change(disk, |info| info.flags &= !AUTOCLEAR)
@@ -194,13 +203,6 @@ pub fn limit(disk: &File, bytes: u64) -> Result<()> {
 pub fn follow_size(disk: &File) -> Result<()> {
     // SAFETY: LOOP_SET_CAPACITY takes no argument.
     unsafe { ioctl(disk, NoArg::<SET_CAPACITY>::new()) }.map_err(failed("LOOP_SET_CAPACITY"))
-}
-
-/// Empties the first `bytes` of the device, which must be open for writing: its
-/// file has a hole there afterwards, which takes no memory and reads as zero.
-pub fn discard(disk: &File, bytes: u64) -> Result<()> {
-    // SAFETY: BLKDISCARD reads two u64 at the pointer.
-    unsafe { ioctl(disk, Setter::<DISCARD, [u64; 2]>::new([0, bytes])) }.map_err(failed("BLKDISCARD"))
 }
 
 /// Opens the driver, which loads its module where the kernel can. ENOENT, ENODEV or

@@ -14,6 +14,7 @@ pub mod machine;
 pub mod modules;
 pub mod net;
 pub mod nvmet;
+pub mod openers;
 pub mod pool;
 pub mod privileges;
 pub mod proc;

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{SeekFrom, seek, statfs};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek, statfs};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_remount};
 
@@ -85,6 +85,13 @@ pub fn create(root: &Root, name: &str, bytes: u64) -> Result<File> {
 /// Gives a file a length in bytes: what is above is cut off, what is new is a hole.
 pub fn set_length(file: &File, bytes: u64) -> Result<()> {
     file.set_len(bytes).map_err(|error| Error::new("ftruncate", &error))
+}
+
+/// Frees the memory of a file, which keeps its length and reads as zero.
+pub fn empty(file: &File) -> Result<()> {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    fallocate(file, flags, 0, length(file)?)
+        .map_err(|errno| Error::new("fallocate PUNCH_HOLE", &errno.into()))
 }
 
 /// The length of a file in bytes.

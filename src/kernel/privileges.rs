@@ -13,9 +13,9 @@ use super::{Error, Result, Root};
 ///
 /// * `CAP_SYS_ADMIN`: every device-mapper ioctl, `BLKROSET`, loop devices and the
 ///   mount of the tmpfs behind them;
-/// * `CAP_SYS_PTRACE`: to see what processes with more capabilities have open,
+/// * `CAP_SYS_PTRACE`: to name a user among the processes with more capabilities,
 ///   which are all of root's once the others are dropped;
-/// * `CAP_DAC_READ_SEARCH`: to list `/proc/PID/fd` of other users' processes;
+/// * `CAP_DAC_READ_SEARCH`: to name one among other users' processes, by `/proc/PID/fd`;
 /// * `CAP_NET_BIND_SERVICE`: an NVMe port with a service id below 1024 is opened by
 ///   the kernel with the rights of whoever links the first target to it.
 ///

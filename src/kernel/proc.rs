@@ -93,20 +93,26 @@ pub struct Opener {
     pub name: String,
 }
 
-/// The processes other than this one that have one of `devs` open. Looks at each descriptor of each
-/// process once. A process that ends in the meantime has nothing open. A process that cannot be looked at
-/// is an error, since it may have one of them open.
-pub fn openers(root: &Root, devs: &[Dev]) -> Result<Vec<Opener>> {
-    let mut found = Vec::new();
+/// The processes other than this one that have one of `devs` open in a descriptor, and the first error of
+/// those that could not be looked at. Looks at each descriptor of each process once. A process that ends in
+/// the meantime has nothing open.
+pub fn openers(root: &Root, devs: &[Dev]) -> Result<(Vec<Opener>, Option<Error>)> {
+    let (mut found, mut unseen) = (Vec::new(), None);
     for entry in root.names("proc")? {
         let Ok(pid) = entry.parse::<u32>() else { continue };
-        if pid == std::process::id() || !has_open(root, pid, devs)? {
+        if pid == std::process::id() {
             continue;
         }
-        let name = root.attribute(format!("proc/{pid}/comm"))?.unwrap_or_default();
-        found.push(Opener { pid, name });
+        match has_open(root, pid, devs) {
+            Ok(false) => {}
+            Ok(true) => {
+                let name = root.attribute(format!("proc/{pid}/comm")).ok().flatten().unwrap_or_default();
+                found.push(Opener { pid, name });
+            }
+            Err(error) => unseen = unseen.or(Some(error)),
+        }
     }
-    Ok(found)
+    Ok((found, unseen))
 }
 
 fn has_open(root: &Root, pid: u32, devs: &[Dev]) -> Result<bool> {

@@ -1,5 +1,8 @@
 //! Who uses a block device. Every change that destroys something asks here first, while it holds the
 //! device's key.
+//!
+//! Whether a device is used is the kernel's word alone: its count of openers. Mounts, holders, loop devices,
+//! namespaces and processes are looked through to name a user once there is one.
 
 use std::fmt;
 use std::fs::File;
@@ -11,7 +14,7 @@ use super::error::{Cannot, Error, Result};
 use super::names::{DiskName, Part};
 use super::wait::{PROBING, wait_until};
 use crate::kernel::block::{self, Dev, Mode};
-use crate::kernel::{self, Root, loops, nvmet, pool, proc};
+use crate::kernel::{self, Root, loops, nvmet, openers, pool, proc};
 
 /// What cannot be done where a user cannot be looked for; completes "cannot …".
 const LOOK: &str = "find out who uses the device";
@@ -57,6 +60,10 @@ pub enum User {
         /// Its id.
         pid: u32,
     },
+    /// A process that may have it open, for all that can be seen: why it could not be looked at.
+    Unseen(String),
+    /// Somebody whom only the kernel's count of openers shows.
+    Opener,
     /// Something in the kernel that claimed it for itself.
     Claim,
 }
@@ -86,35 +93,47 @@ impl fmt::Display for User {
                  mount it first (mount -t configfs none /sys/kernel/config)"
             ),
             User::Process { name, pid } => write!(f, "is open in {name} (pid {pid}); end that first"),
+            User::Unseen(why) => write!(
+                f,
+                "may be open in a process that could not be looked at ({why}); run this service where root may look \
+                 at every process"
+            ),
+            User::Opener => f.write_str(
+                "is open in a program that cannot be found, such as one that mapped it into its memory; end that \
+                 program first",
+            ),
             User::Claim => write!(f, "is claimed by another part of the kernel; release it there first"),
         }
     }
 }
 
-/// The users of a device, of its partitions, and of the whole disk if the device is a partition
-/// itself. Those come first that say most about what has to be done.
+/// The users of a device that can be named, of its partitions, and of the whole disk if the device is a
+/// partition itself. Those come first that say most about what has to be done.
 pub fn users(root: &Root, dev: Dev) -> Result<Vec<User>> {
+    users_of(root, &related(root, dev)?)
+}
+
+/// A device, its disk and its partitions.
+fn related(root: &Root, dev: Dev) -> Result<Vec<Dev>> {
     let mut devs = vec![dev];
     devs.extend(block::whole(root, dev).cannot(LOOK)?);
     devs.extend(block::partitions(root, dev).cannot(LOOK)?);
-    let mut users = mounts(root, &devs)?;
+    Ok(devs)
+}
+
+fn users_of(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
+    let mut users = mounts(root, devs)?;
     if proc::swaps(root).cannot(LOOK)?.iter().any(|swap| devs.contains(swap)) {
         users.push(User::Swap);
     }
-    for &dev in &devs {
+    for &dev in devs {
         users.extend(holders(root, dev)?.into_iter().map(User::Holder));
     }
-    users.extend(loops(root, &devs)?);
-    users.extend(namespaces(root, &devs)?);
-    let openers = match proc::openers(root, &devs) {
-        // A container whose root may not look at the machine's processes.
-        Err(error) if error.is(Errno::ACCESS) || error.is(Errno::PERM) => {
-            let what = format!("cannot {LOOK}; run this daemon where root may look at every process");
-            return Err(Error::Kernel(what, error));
-        }
-        openers => openers.cannot(LOOK)?,
-    };
+    users.extend(loops(root, devs)?);
+    users.extend(namespaces(root, devs)?);
+    let (openers, unseen) = proc::openers(root, devs).cannot(LOOK)?;
     users.extend(openers.into_iter().map(|opener| User::Process { name: opener.name, pid: opener.pid }));
+    users.extend(unseen.map(|error| User::Unseen(error.to_string())));
     Ok(users)
 }
 
@@ -124,25 +143,76 @@ pub fn holders(root: &Root, dev: Dev) -> Result<Vec<String>> {
     names.iter().map(|name| shown_name(root, name)).collect()
 }
 
-/// Claims a device exclusively and makes sure that nobody uses it. While the file
-/// is held nobody can mount it, swap on it or stack a device on it.
+/// Claims a device exclusively and makes sure that nobody else has it open, or will have it as an NVMe
+/// namespace. While the file is held nobody can mount it, swap on it or stack a device on it.
 pub fn claim_unused(root: &Root, dev: Dev, name: impl fmt::Display + Copy, mode: Mode) -> Result<File> {
-    let mut outcome = Err(in_use(name, &User::Claim));
-    wait_until(PROBING, || {
-        let claimed = open(root, dev, mode);
-        let users = users(root, dev);
-        let is_probed = users.as_ref().is_ok_and(|users| users.iter().any(is_probe));
-        outcome = unused(name, claimed, users);
-        !is_probed
-    });
-    outcome
+    check_disk_of(root, dev, name)?;
+    let device = block::name_of(root, dev).cannot(LOOK)?.unwrap_or_default();
+    unless_used(root, dev, name, None, || claim_alone(root, &device, name, mode))
 }
 
-fn unused(name: impl fmt::Display, claimed: kernel::Result<File>, users: Result<Vec<User>>) -> Result<File> {
-    if let Some(user) = users?.first() {
-        return Err(in_use(name, user));
+/// Gives what `ask` gives, which asks the kernel whether a device is used: in the end nobody but `own` uses
+/// it. `ask` says how it is used otherwise, as far as the kernel tells; the refusal names the user if it can.
+pub fn unless_used<T>(
+    root: &Root,
+    dev: Dev,
+    name: impl fmt::Display + Copy,
+    own: Option<&User>,
+    mut ask: impl FnMut() -> Result<std::result::Result<T, User>>,
+) -> Result<T> {
+    let users = || Ok(users(root, dev)?.into_iter().filter(|user| Some(user) != own));
+    let mut answer = ask()?;
+    if answer.is_err() {
+        if let Some(user) = users()?.find(|user| !is_probe(user) && !is_guess(user)) {
+            return Err(in_use(name, &user));
+        }
+        let mut asked = Ok(());
+        wait_until(PROBING, || {
+            asked = ask().map(|again| answer = again);
+            answer.is_ok() || asked.is_err()
+        });
+        asked?;
     }
-    claimed.map_err(|error| claim_refused(name, error))
+    match answer {
+        // An enabled namespace would have been counted.
+        Ok(answer) => match namespaces(root, &related(root, dev)?)?.iter().find(|user| !is_guess(user)) {
+            Some(user) => Err(in_use(name, user)),
+            None => Ok(answer),
+        },
+        Err(unnamed) => {
+            let named = users()?.find(|user| !matches!(user, User::Unseen(_)));
+            Err(in_use(name, &named.unwrap_or(unnamed)))
+        }
+    }
+}
+
+/// Claims a device that nobody else has open, or says how somebody has it.
+fn claim_alone(
+    root: &Root,
+    device: &str,
+    name: impl fmt::Display,
+    mode: Mode,
+) -> Result<std::result::Result<File, User>> {
+    match openers::open(root, device, mode) {
+        Ok((claim, true)) => Ok(Ok(claim)),
+        Ok((_, false)) => Ok(Err(User::Opener)),
+        Err(error) if error.is(Errno::BUSY) => Ok(Err(User::Claim)),
+        Err(error) => Err(Error::Kernel(format!("cannot open {name}"), error)),
+    }
+}
+
+/// Refuses a partition whose disk somebody may use as a whole. Who has another partition of it open counts as
+/// an opener of the disk, too: then only who can be seen counts.
+fn check_disk_of(root: &Root, dev: Dev, name: impl fmt::Display) -> Result<()> {
+    let Some(disk) = block::whole(root, dev).cannot(LOOK)? else { return Ok(()) };
+    let device = block::name_of(root, disk).cannot(LOOK)?.unwrap_or_default();
+    if openers::open(root, &device, Mode::Read).cannot(format_args!("open {device}"))?.1 {
+        return Ok(());
+    }
+    match settled(|| users_of(root, &[disk]))?.first() {
+        Some(user) => Err(in_use(name, user)),
+        None => Ok(()),
+    }
 }
 
 fn claim_refused(name: impl fmt::Display, error: kernel::Error) -> Error {
@@ -162,14 +232,23 @@ fn open(root: &Root, dev: Dev, mode: Mode) -> kernel::Result<File> {
     block::open(root, &block::name_of(root, dev)?.unwrap_or_default(), mode)
 }
 
-/// The users, after udev's rules have looked into a device that has just changed.
+/// The users that can be named, after udev's rules have looked into a device that has just changed.
 pub fn settled_users(root: &Root, dev: Dev) -> Result<Vec<User>> {
+    settled(|| users(root, dev))
+}
+
+fn settled(users: impl Fn() -> Result<Vec<User>>) -> Result<Vec<User>> {
     let mut found = Ok(Vec::new());
     wait_until(PROBING, || {
-        found = users(root, dev);
+        found = users();
         !found.as_ref().is_ok_and(|users| users.iter().any(is_probe))
     });
     found
+}
+
+/// Whether the user is only one for all that can be seen.
+fn is_guess(user: &User) -> bool {
+    matches!(user, User::Unseen(_) | User::LostNamespace { .. })
 }
 
 /// Whether the user is one of udev's rules, which look into a device that has just changed and are

@@ -9,7 +9,7 @@ use rapiddiskd::kernel::privileges::NEEDED;
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 
 use crate::support::kernel::{eventually, is_stock, names};
-use crate::support::{Client, begin, clean, guest, sys};
+use crate::support::{Client, begin, clean, guest, sh, sys};
 
 /// A daemon that is started without one of the capabilities.
 struct Deprived(Child, Client);
@@ -34,14 +34,14 @@ impl Drop for Deprived {
     }
 }
 
-/// A process of another user that has `/dev/rd0` open; it ends with its test.
+/// A process of another user that has a file open; it ends with its test.
 struct Stranger(Child);
 
 impl Stranger {
-    fn new() -> Stranger {
-        let disk = File::open("/dev/rd0").expect("the disk");
+    fn with(path: &str) -> Stranger {
+        let file = File::open(path).expect(path);
         Stranger(
-            Command::new("sleep").arg("1000").stdin(disk).uid(65534).gid(65534).spawn().expect("a process"),
+            Command::new("sleep").arg("1000").stdin(file).uid(65534).gid(65534).spawn().expect("a process"),
         )
     }
 }
@@ -126,32 +126,41 @@ fn without_net_bind_service_there_are_no_exports_below_1024() {
     export(&daemon.1).failure(500, &["Permission denied"]);
 }
 
-/// A daemon with all capabilities sees that a process of another user has a disk open. One
-/// without this capability cannot know, and therefore refuses.
-fn cannot_tell_without(capability: CapabilitySet) {
+/// A daemon with all capabilities names the process of another user that has a disk open. One without this
+/// capability cannot, but the kernel's count tells it as well what is used and what is not.
+fn cannot_name_without(capability: CapabilitySet) {
     {
         let guest = guest();
         guest.disk(8);
-        let _stranger = Stranger::new();
+        let _stranger = Stranger::with("/dev/rd0");
         guest.refuses("lockRapidDisk/rd0", 409, &["rd0", "open in sleep"]);
     }
     let _alone = begin();
     clean::load();
     let daemon = Deprived::of(capability);
     daemon.1.disk(8);
-    let _stranger = Stranger::new();
-    for change in ["lockRapidDisk/rd0", "flushRapidDisk/rd0", "removeRapidDisk/rd0"] {
-        daemon.1.post(change).failure(500, &["/proc/", "Permission denied"]);
+    let stranger = Stranger::with("/dev/rd0");
+    let changes = ["lockRapidDisk/rd0", "flushRapidDisk/rd0", "removeRapidDisk/rd0"];
+    for change in changes {
+        daemon.1.post(change).failure(409, &["rd0", "a program that cannot be found"]);
     }
-    assert_eq!(daemon.1.disks().len(), 1);
+    drop(stranger);
+    let _stranger = Stranger::with("/dev/null");
+    // Here the count says no more than that it is mounted.
+    sh("mke2fs -q -F -O ^has_journal /dev/rd0 && mount -t ext4 -o ro /dev/rd0 /mnt");
+    daemon.1.post("lockRapidDisk/rd0").failure(409, &["rd0", "could not be looked at (", "/proc/"]);
+    sh("umount /mnt");
+    for change in ["lockRapidDisk/rd0", "unlockRapidDisk/rd0"].iter().chain(&changes[1..]) {
+        daemon.1.change(change);
+    }
 }
 
 #[test]
-fn without_sys_ptrace_nothing_can_be_told_of_open_descriptors() {
-    cannot_tell_without(CapabilitySet::SYS_PTRACE);
+fn without_sys_ptrace_the_users_among_roots_processes_have_no_name() {
+    cannot_name_without(CapabilitySet::SYS_PTRACE);
 }
 
 #[test]
-fn without_dac_read_search_nothing_can_be_told_of_other_users_processes() {
-    cannot_tell_without(CapabilitySet::DAC_READ_SEARCH);
+fn without_dac_read_search_the_users_among_others_processes_have_no_name() {
+    cannot_name_without(CapabilitySet::DAC_READ_SEARCH);
 }

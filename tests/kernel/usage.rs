@@ -1,9 +1,11 @@
 //! Nothing is taken away while somebody uses it, and the refusal says who uses it: for RAM
 //! disks, for sources of caches, and for caches.
 
-use crate::support::data::{noise, write};
-use crate::support::kernel::{self, Process, device, eventually, mounted_out_of_sight, put, settle, size};
-use crate::support::{Guest, MIB, clean, guest, guest_after, meanwhile, sh, sys};
+use crate::support::data::{noise, read, write};
+use crate::support::kernel::{
+    self, Mapped, Process, device, eventually, mounted_out_of_sight, put, settle, size,
+};
+use crate::support::{Guest, MIB, PAGE, clean, guest, guest_after, meanwhile, sh, sys};
 
 /// A way to use a device, `$D` below `/dev`.
 struct Use {
@@ -202,18 +204,50 @@ fn what_backs_a_loop_device_of_another_mount_namespace_is_left_alone() {
 }
 
 #[test]
-fn a_namespace_whose_node_is_gone_may_export_any_disk() {
+fn a_namespace_whose_node_is_gone_keeps_the_disk_that_it_has_open_and_no_other() {
     let guest = guest();
     guest.disk(16);
     guest.disk(16);
     LOST_NAMESPACE.start("rd0");
-    // Which disk it is cannot be found out.
-    for disk in ["rd0", "rd1"] {
-        assert_disk_is_kept(&guest, disk, LOST_NAMESPACE.words);
-        guest.refuses(&format!("lockRapidDisk/{disk}"), 409, &[&[disk], LOST_NAMESPACE.words].concat());
-    }
+    assert_disk_is_kept(&guest, "rd0", LOST_NAMESPACE.words);
+    guest.refuses("lockRapidDisk/rd0", 409, &[&["rd0"], LOST_NAMESPACE.words].concat());
+    guest.change("flushRapidDisk/rd1");
     LOST_NAMESPACE.end("rd0");
     guest.change("flushRapidDisk/rd0");
+}
+
+#[test]
+fn what_a_program_has_mapped_without_a_descriptor_is_left_alone() {
+    let guest = guest();
+    guest.disk(16);
+    let words = ["open in a program that cannot be found"];
+    let mapped = Mapped::new("/dev/rd0");
+    mapped.put(7);
+    assert_disk_is_kept(&guest, "rd0", &words);
+    guest.refuses("lockRapidDisk/rd0", 409, &["rd0", words[0]]);
+    // A refusal does not let the next request cut off what was written.
+    write("/dev/rd0", 12 * MIB, &noise(1, MIB as usize));
+    guest.refuses_each(&["flushRapidDisk/rd0", "resizeRapidDisk/rd0/8"], 409, &["rd0", words[0]]);
+    drop(mapped);
+    guest.refuses("resizeRapidDisk/rd0/8", 409, &["rd0", "data"]);
+    assert_eq!(read("/dev/rd0", 0, PAGE)[0], 7);
+    for change in ["lockRapidDisk", "unlockRapidDisk", "flushRapidDisk"] {
+        guest.change(&format!("{change}/rd0"));
+    }
+    crate::source::make_partition("sda", 2048, 40960);
+    for (mapped, source) in [("sda", "sda"), ("sda1", "sda1"), ("sda1", "sda")] {
+        let mapped = Mapped::new(&format!("/dev/{mapped}"));
+        assert_source_is_kept(&guest, source, &words);
+        drop(mapped);
+    }
+    for policy in policies() {
+        let cache = guest.cache("rd0", "sda", policy);
+        let mapped = Mapped::new(&format!("/dev/mapper/{cache}"));
+        guest.refuses(&format!("removeRapidDiskCache/{cache}"), 409, &[&cache, words[0]]);
+        drop(mapped);
+        guest.change(&format!("removeRapidDiskCache/{cache}"));
+    }
+    guest.change("removeRapidDisk/rd0");
 }
 
 #[test]

@@ -110,6 +110,11 @@ impl Buffer {
         u32_at(&self.header(), 20).unwrap_or(0)
     }
 
+    /// How often the device is open.
+    pub fn open_count(&self) -> u32 {
+        u32_at(&self.header(), 24).unwrap_or(u32::MAX)
+    }
+
     fn header(&self) -> Vec<u8> {
         octets(&self.0[..HEADER / 8])
     }

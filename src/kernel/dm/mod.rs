@@ -69,6 +69,8 @@ pub struct Info {
     pub active: bool,
     /// Whether it is suspended.
     pub suspended: bool,
+    /// How often it is open: in programs, mounted, in other mappings.
+    pub open_count: u32,
 }
 
 /// Which text of the targets is asked for.
@@ -151,6 +153,7 @@ impl Control {
             uuid: answer.uuid(),
             active: answer.flags() & ACTIVE_PRESENT != 0,
             suspended: answer.flags() & SUSPEND != 0,
+            open_count: answer.open_count(),
         })
     }
 

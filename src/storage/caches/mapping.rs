@@ -8,6 +8,7 @@ use crate::kernel::dm::{self, Control, Info, Report};
 use crate::kernel::{self, Root};
 use crate::storage::error::{Cannot, Error, Result};
 use crate::storage::names::CacheName;
+use crate::storage::usage::{self, User};
 
 /// Opens device-mapper.
 ///
@@ -83,6 +84,16 @@ pub fn resume_cache(control: &Control, name: &CacheName) -> Result<()> {
 
 fn is_cache_of_ours(name: &dm::Name, info: &Info) -> bool {
     CacheName::parse(name.as_str()).is_some() && info.uuid == uuid(name)
+}
+
+/// Refuses a mapping that anybody has open but `own`, a cache that stands on it, and says who.
+pub fn check_closed(root: &Root, control: &Control, name: &dm::Name, own: Option<&CacheName>) -> Result<()> {
+    let own = own.map(|cache| User::Holder(cache.to_string()));
+    let look = || info_of(control, name)?.ok_or_else(|| Error::NotFound(format!("there is no {name}")));
+    usage::unless_used(root, look()?.dev, name, own.as_ref(), || {
+        let is_closed = look()?.open_count <= u32::from(own.is_some());
+        Ok(if is_closed { Ok(()) } else { Err(User::Opener) })
+    })
 }
 
 /// The one target of a cache's mapping, with its status or its table. A mapping of another form is no

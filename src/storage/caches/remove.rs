@@ -10,7 +10,7 @@ use crate::storage::error::{Cannot, Error, Left, Result};
 use crate::storage::locks::Key;
 use crate::storage::names::CacheName;
 use crate::storage::undo::Undo;
-use crate::storage::usage;
+use crate::storage::usage::{self, User};
 use crate::storage::wait::retry_busy;
 
 impl Caches {
@@ -46,7 +46,7 @@ impl Caches {
             return Err(Error::Conflict(format!("{name} has just been changed; try again")));
         }
         mapping::check_running(&control, name.as_dm())?;
-        self.check_closed(&control, name)?;
+        mapping::check_closed(&self.machine.root, &control, name.as_dm(), None)?;
         mapped.target.check_parts(&self.machine.root, &control, name)?;
         // Asked for now: the mapping will not tell any more.
         let disk = self.device_name(mapped.devices.disk)?;
@@ -105,23 +105,11 @@ impl Caches {
         Ok(left)
     }
 
-    /// Refuses a mapping that somebody has open, and says who.
-    fn check_closed(&self, control: &Control, name: &CacheName) -> Result<()> {
-        let dev = mapping::info(control, name)?.dev;
-        match usage::settled_users(&self.machine.root, dev)?.first() {
-            Some(user) => Err(usage::in_use(name, user)),
-            None => Ok(()),
-        }
-    }
-
     fn removal_refused(&self, control: &Control, name: &CacheName, error: kernel::Error) -> Error {
         if !error.is(Errno::BUSY) {
             return Error::Kernel(format!("cannot remove {name}"), error);
         }
-        self.check_closed(control, name).err().unwrap_or_else(|| {
-            Error::Conflict(format!(
-                "{name} is open in a program that cannot be found; end that program first"
-            ))
-        })
+        let refusal = mapping::check_closed(&self.machine.root, control, name.as_dm(), None).err();
+        refusal.unwrap_or_else(|| usage::in_use(name, &User::Opener))
     }
 }

@@ -93,7 +93,7 @@ pub trait Driver: Send + Sync {
     fn attach(&self, root: &Root, name: DiskName, bytes: u64, limit: u64) -> Result<()>;
 
     /// Destroys a disk that the caller has claimed. EBUSY: the kernel counts another opener, and the
-    /// disk stays.
+    /// disk stays as it is.
     fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<Left>;
 
     /// Gives a disk a new size, larger than the one it has.
@@ -102,12 +102,11 @@ pub trait Driver: Send + Sync {
     /// The fewest bytes that hold all data of a disk.
     fn least_size(&self, root: &Root, disk: &Device<'_>, claim: &File) -> kernel::Result<u64>;
 
-    /// Gives a claimed disk a new size, smaller than the one it has.
-    fn shrink(&self, root: &Root, disk: &Device<'_>, claim: &File, bytes: u64) -> Result<Shrunk>;
+    /// Gives a claimed disk a new size, smaller than the one it has. EBUSY as for `detach`.
+    fn shrink(&self, root: &Root, disk: &Device<'_>, claim: File, bytes: u64) -> kernel::Result<Shrunk>;
 
-    /// Frees the memory of a disk that is claimed for writing: the disk reads as zero afterwards.
-    /// EBUSY as for `detach`.
-    fn free(&self, disk: &Device<'_>, claim: &File) -> kernel::Result<()>;
+    /// Frees the memory of a claimed disk: the disk reads as zero afterwards. EBUSY as for `detach`.
+    fn free(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<Left>;
 
     /// Finishes or takes back what a daemon that was killed during a change left. `hold` takes a disk's
     /// key; a disk whose key is taken is left alone. Returns a line for each thing that was done or could

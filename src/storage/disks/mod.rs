@@ -147,7 +147,7 @@ impl Disks {
             return Err(too_small());
         }
         // The driver looks again, since somebody may have written in this moment.
-        match disk.driver.shrink(root, disk, &claim, new)? {
+        match disk.driver.shrink(root, disk, claim, new).map_err(|error| refused(name, "resize", error))? {
             Shrunk::DataAbove => Err(too_small()),
             Shrunk::Done(left) => Ok(left),
         }
@@ -177,16 +177,17 @@ impl Disks {
     }
 
     /// Frees the memory of a RAM disk: its contents are gone.
-    pub fn flush(&self, name: DiskName) -> Result<()> {
+    pub fn flush(&self, name: DiskName) -> Result<Left> {
+        let root = &self.machine.root;
         let _held = self.machine.hold(vec![Key::disk(name)])?;
         let disk = self.existing(name)?;
-        if block::is_read_only(&self.machine.root, disk.dev).cannot(format_args!("look at {name}"))? {
+        if block::is_read_only(root, disk.dev).cannot(format_args!("look at {name}"))? {
             return Err(Error::Conflict(format!("{name} is locked; unlock it first")));
         }
         let claim = self.claim_unused(&disk, Mode::ClaimWrite)?;
         // The kernel would write later what a program wrote and did not sync.
         sync(name, &claim)?;
-        disk.driver.free(&disk, &claim).map_err(|error| destruction_refused(name, error))
+        disk.driver.free(root, &disk, claim).map_err(|error| refused(name, "free the memory of", error))
     }
 
     /// Removes a RAM disk.
@@ -195,8 +196,7 @@ impl Disks {
         let _held = self.machine.hold(vec![Key::disk(name)])?;
         let disk = self.existing(name)?;
         let claim = self.claim_unused(&disk, Mode::Claim)?;
-        let left =
-            disk.driver.detach(root, &disk, claim).map_err(|error| destruction_refused(name, error))?;
+        let left = disk.driver.detach(root, &disk, claim).map_err(|error| refused(name, "remove", error))?;
         wait_until(NODE_PATIENCE, || self.existing(name).is_err());
         Ok(left)
     }
@@ -213,15 +213,20 @@ impl Disks {
             .cannot(format_args!("change the lock of {name}"))
     }
 
-    /// Refuses a disk that somebody may write to. A disk without users is claimed: a mount in another
-    /// mount namespace is only seen in that the claim fails.
+    /// Refuses a disk that somebody may write to. A disk without users is claimed. Where it is mounted
+    /// read-only, the kernel's count says nothing: then nobody else may be seen.
     fn claim_from_writers(&self, disk: &Device<'_>) -> Result<Option<File>> {
-        let may_write = |user: &&User| !matches!(user, User::Mount { read_only: true, .. });
+        let refusal = match self.claim_unused(disk, Mode::Claim) {
+            Ok(claim) => return Ok(Some(claim)),
+            Err(refusal) => refusal,
+        };
         let users = usage::settled_users(&self.machine.root, disk.dev)?;
-        if let Some(user) = users.iter().find(may_write) {
-            return Err(usage::in_use(disk.name, user));
+        let may_write = |user: &&User| !matches!(user, User::Mount { read_only: true, .. });
+        match users.iter().find(may_write) {
+            _ if !matches!(users.first(), Some(User::Mount { .. })) => Err(refusal),
+            Some(user) => Err(usage::in_use(disk.name, user)),
+            None => Ok(None),
         }
-        if users.is_empty() { self.claim_unused(disk, Mode::Claim).map(Some) } else { Ok(None) }
     }
 
     /// A RAM disk that must exist.
@@ -340,11 +345,10 @@ fn sync(name: DiskName, disk: &File) -> Result<()> {
     disk.sync_all().map_err(|error| kernel::Error::new("fsync", &error)).cannot(format_args!("sync {name}"))
 }
 
-fn destruction_refused(name: DiskName, error: kernel::Error) -> Error {
-    if error.is(Errno::BUSY) {
-        return Error::Conflict(format!(
-            "{name} is open in a program that cannot be found; end that program first"
-        ));
+/// The refusal of a change that only happens while nobody else has the disk open.
+fn refused(name: DiskName, what: &str, error: kernel::Error) -> Error {
+    match error.is(Errno::BUSY) {
+        true => usage::in_use(name, &User::Opener),
+        false => Error::Kernel(format!("cannot {what} {name}"), error),
     }
-    Error::Kernel(format!("cannot free the memory of {name}"), error)
 }

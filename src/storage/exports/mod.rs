@@ -18,7 +18,7 @@ use super::machine::Machine;
 use super::nvme_names::{Nqn, PortAddress, PortId, Ports, Protocol, ServiceId, Volume};
 use super::undo::Undo;
 use super::usage::{self, User};
-use crate::kernel::block::{self, Dev, SECTOR};
+use crate::kernel::block::{self, Dev, Mode, SECTOR};
 use crate::kernel::nvmet::build::Item;
 use crate::kernel::nvmet::{self, Namespace, Port, Subsystem};
 use crate::kernel::{self, Root, dm, machine};
@@ -226,8 +226,15 @@ impl Exports {
             return Err(Error::Conflict(format!("{volume} is locked; unlock it first")));
         }
         let own = User::Namespace { nqn: nqn.to_string(), id: NAMESPACE };
-        match usage::settled_users(root, dev)?.into_iter().find(|user| *user != own) {
-            Some(user) => Err(usage::in_use(volume, &user)),
+        let refusal = match usage::claim_unused(root, dev, volume, Mode::Claim) {
+            Ok(claim) => return Ok(claim),
+            Err(refusal) => refusal,
+        };
+        // Its own export counts as an opener. Then only who can be seen counts.
+        let users = usage::settled_users(root, dev)?;
+        match users.iter().find(|&user| *user != own && !matches!(user, User::Unseen(_))) {
+            _ if !users.contains(&own) => Err(refusal),
+            Some(user) => Err(usage::in_use(volume, user)),
             None => usage::claim(root, dev, volume),
         }
     }

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use rapiddiskd::kernel::Root;
 use rapiddiskd::kernel::dm::{Control, Name, Report};
 
-use super::data::fingerprint;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::data::{PAGE, fingerprint};
 
 /// Runs a shell command that must succeed, and gives what it printed.
 pub fn sh(command: &str) -> String {
@@ -53,6 +55,32 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// The first page of a device, mapped by this process, whose descriptor is closed: no file in `/proc` shows that
+/// the device is open. Unmapped when dropped.
+pub struct Mapped(*mut std::ffi::c_void);
+
+impl Mapped {
+    pub fn new(path: &str) -> Mapped {
+        let file = fs::File::options().read(true).write(true).open(path).expect(path);
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+        // SAFETY: a new mapping that is not in the way of another.
+        Mapped(unsafe { mmap(std::ptr::null_mut(), PAGE, protection, flags, &file, 0) }.expect("mapped"))
+    }
+
+    /// Writes a byte there, which gets to the device when the kernel wants or with [`rustix::fs::sync`].
+    pub fn put(&self, byte: u8) {
+        // SAFETY: the page stays mapped until this is dropped.
+        unsafe { self.0.cast::<u8>().write_volatile(byte) }
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: nobody uses the page any more.
+        unsafe { munmap(self.0, PAGE) }.expect("unmapped");
     }
 }
 

@@ -13,7 +13,6 @@ use crate::storage::disks::Device;
 use crate::storage::error::{Cannot, Error, Result};
 use crate::storage::names::{BlockSize, CacheName, DiskName, Part, Policy};
 use crate::storage::undo::Undo;
-use crate::storage::usage::{self, User};
 use crate::storage::wait::retry_busy;
 
 /// The smallest RAM disk in use, in bytes. A quarter of it is metadata; below, it
@@ -152,12 +151,7 @@ impl Target for DmCache {
     fn check_parts(&self, root: &Root, control: &Control, name: &CacheName) -> Result<()> {
         for part in Part::ALL.map(|part| part.of(name)) {
             mapping::check_running(control, &part)?;
-            let info = control.info(&part).cannot(format_args!("look at {part}"))?;
-            let users = usage::settled_users(root, info.dev)?;
-            let own = User::Holder(name.to_string());
-            if let Some(user) = users.iter().find(|user| **user != own) {
-                return Err(usage::in_use(&part, user));
-            }
+            mapping::check_closed(root, control, &part, Some(name))?;
         }
         Ok(())
     }

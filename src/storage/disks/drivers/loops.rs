@@ -19,7 +19,7 @@ use crate::storage::locks::Held;
 use crate::storage::names::DiskName;
 use crate::storage::undo::Undo;
 use crate::storage::usage;
-use crate::storage::wait::{PROBING, wait_until};
+use crate::storage::wait::retry_busy;
 
 /// As many as the module takes.
 const MOST: u32 = 1024;
@@ -127,33 +127,24 @@ impl Driver for Loops {
     }
 
     fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<Left> {
-        let (name, device) = (disk.name, &disk.device);
-        let is_locked = block::is_disk_read_only(root, device)?;
+        let name = disk.name;
         match pool::rename(root, &name.to_string(), &part(name)) {
             // Somebody unlinked the file; the device goes all the same.
             Err(error) if error.is_gone() => {}
             renamed => renamed?,
         }
-        // The device would stay read-only for whoever gets it next.
-        let done = block::set_read_only(&claim, false).and_then(|()| loops::detach(&claim));
-        drop(claim);
-        // Newer kernels detach when the last opener closes the device. Those who look into it because
-        // it has changed are gone in a moment. Somebody else may have the device by then.
-        if done.is_err() || !wait_until(PROBING, || !is_over(root, device, &part(name))) {
-            // A program has it open that cannot be found. While it is open here, too, it stays.
-            let disk = block::open(root, device, Mode::Read);
-            if is_over(root, device, &part(name)) {
-                let stayed = disk.and_then(|disk| {
-                    loops::stay(&disk)?;
-                    block::set_read_only(&disk, is_locked)
-                });
-                let back = pool::rename(root, &part(name), &name.to_string());
-                done.and(stayed).and(back)?;
-                return Err(kernel::Error::new("ioctl LOOP_CLR_FD", &Errno::BUSY.into()));
-            }
+        if let Err(error) = retry_busy(|| loops::detach_unused(&claim)) {
+            return match pool::rename(root, &part(name), &name.to_string()) {
+                Err(back) if !back.is_gone() => Err(back),
+                _ => Err(error),
+            };
         }
-        // The disk is gone, whether or not what it leaves behind can be removed.
+        // The disk is gone, whether or not what it leaves behind can be removed. The device would stay
+        // read-only for whoever gets it next.
         let mut left = Left::default();
+        let writable = block::set_read_only(&claim, false);
+        left.note(writable.cannot(format_args!("make {} writable for others", disk.device)));
+        drop(claim);
         left.note(unlink(root, name).cannot(format_args!("remove the link /dev/{name}")));
         left.note(pool::remove(root, &part(name)).cannot(format_args!("remove the file of {name}")));
         Ok(left)
@@ -189,33 +180,17 @@ impl Driver for Loops {
         pool::end_of_data(&pool::open(root, &disk.name.to_string())?)
     }
 
-    /// First the device is made to end earlier, so that nobody can write above its new end any more.
-    /// Only then the file is cut, where nothing was written.
-    fn shrink(&self, root: &Root, disk: &Device<'_>, claim: &File, bytes: u64) -> Result<Shrunk> {
-        let what = format!("resize {}", disk.name);
-        let file = pool::open(root, &disk.name.to_string()).cannot(&what)?;
-        let cut = Undo::run(|undo| {
-            undo.push(format!("limiting {}", disk.device), || {
-                loops::limit(claim, 0).cannot("take the limit back")
-            });
-            loops::limit(claim, bytes).cannot(&what)?;
-            if pool::end_of_data(&file).cannot(&what)? > bytes {
-                loops::limit(claim, 0).cannot(&what)?;
-                return Ok(false);
-            }
-            pool::set_length(&file, bytes).cannot(&what)?;
-            Ok(true)
-        })?;
-        if !cut {
-            return Ok(Shrunk::DataAbove);
-        }
-        let mut left = Left::default();
-        left.note(loops::limit(claim, 0).cannot(format_args!("take the limit off {}", disk.device)));
-        Ok(Shrunk::Done(left))
+    fn shrink(&self, root: &Root, disk: &Device<'_>, claim: File, bytes: u64) -> kernel::Result<Shrunk> {
+        let cut = |file: &File| match pool::end_of_data(file)? > bytes {
+            true => Ok(false),
+            false => pool::set_length(file, bytes).map(|()| true),
+        };
+        let (is_cut, left) = while_detached(root, disk, claim, cut)?;
+        Ok(if is_cut { Shrunk::Done(left) } else { Shrunk::DataAbove })
     }
 
-    fn free(&self, disk: &Device<'_>, claim: &File) -> kernel::Result<()> {
-        loops::discard(claim, disk.size)
+    fn free(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<Left> {
+        while_detached(root, disk, claim, pool::empty).map(|((), left)| left)
     }
 
     fn recover<'a>(
@@ -285,6 +260,31 @@ fn remove_lost_links<'a>(root: &Root, hold: &dyn Fn(DiskName) -> Option<Held<'a>
     names.iter().filter_map(|name| DiskName::parse(name)).filter_map(remove).collect()
 }
 
+/// Changes the file of a disk while no device is over it, since the kernel only takes off a device that nobody
+/// else has open. A daemon that is killed meanwhile attaches it when it starts again.
+fn while_detached<T>(
+    root: &Root,
+    disk: &Device<'_>,
+    claim: File,
+    change: impl FnOnce(&File) -> kernel::Result<T>,
+) -> kernel::Result<(T, Left)> {
+    let name = disk.name;
+    let file = pool::open(root, &name.to_string())?;
+    let is_locked = block::is_disk_read_only(root, &disk.device)?;
+    retry_busy(|| loops::detach_unused(&claim))?;
+    drop(claim);
+    let changed = change(&file);
+    // Once more if the kernel had no memory for it, say: a disk is not to be lost for that.
+    let attached = recover_disk(root, name).or_else(|_| recover_disk(root, name)).and_then(|_| {
+        let device = device_over(root, &name.to_string())?.unwrap_or_default();
+        let lock = || block::set_read_only(&block::open(root, &device, Mode::Read)?, true);
+        if is_locked { lock().cannot(format_args!("lock {name} again")) } else { Ok(()) }
+    });
+    let mut left = Left::default();
+    left.note(attached);
+    Ok((changed?, left))
+}
+
 fn part(name: DiskName) -> String {
     format!("{name}{PART}")
 }
@@ -333,15 +333,16 @@ fn recover_part(root: &Root, name: DiskName) -> Result<Option<&'static str>> {
         let claim = usage::claim_unused(root, dev, &*device, Mode::Claim);
         let is_used = match claim {
             Ok(claim) => {
-                block::set_read_only(&claim, false)
-                    .and_then(|()| loops::detach(&claim))
-                    .cannot(format_args!("detach {device}"))?;
-                false
+                let detached = retry_busy(|| loops::detach_unused(&claim));
+                match detached.and_then(|()| block::set_read_only(&claim, false)) {
+                    Err(error) if error.is(Errno::BUSY) => true,
+                    done => done.cannot(format_args!("detach {device}")).map(|()| false)?,
+                }
             }
             Err(error @ Error::Kernel(..)) => return Err(error),
             Err(_) => true,
         };
-        if is_used || !wait_until(PROBING, || !is_over(root, &device, &part(name))) {
+        if is_used {
             pool::rename(root, &part(name), &name.to_string()).cannot("rename its file")?;
             recover_disk(root, name)?;
             return Ok(Some("is a disk again, since somebody uses it or may use it"));

@@ -142,16 +142,14 @@ impl Driver for Module {
         Ok(if highest == 0 { 0 } else { highest.saturating_add(1).saturating_mul(SECTOR) })
     }
 
-    fn shrink(&self, root: &Root, disk: &Device<'_>, _claim: &File, bytes: u64) -> Result<Shrunk> {
+    fn shrink(&self, root: &Root, disk: &Device<'_>, _claim: File, bytes: u64) -> kernel::Result<Shrunk> {
         match rapiddisk::resize(root, disk.name.0, bytes) {
             Err(error) if error.is(Errno::INVAL) => Ok(Shrunk::DataAbove),
-            resized => {
-                resized.cannot(format_args!("resize {}", disk.name)).map(|()| Shrunk::Done(Left::default()))
-            }
+            resized => resized.map(|()| Shrunk::Done(Left::default())),
         }
     }
 
-    fn free(&self, disk: &Device<'_>, claim: &File) -> kernel::Result<()> {
-        self.close_for(disk.name, || retry_busy(|| rapiddisk::free_pages(claim)))
+    fn free(&self, _root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<Left> {
+        self.close_for(disk.name, || retry_busy(|| rapiddisk::free_pages(&claim))).map(|()| Left::default())
     }
 }

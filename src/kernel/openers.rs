@@ -1,0 +1,64 @@
+//! Whether anybody else has a block device open. Only the kernel knows: a device can be open in no
+//! descriptor of any process, as for one who mapped it and closed it.
+//!
+//! The kernel has a count of openers, which it does not show. But when the last opener closes a device, it
+//! empties the device's page cache (`blkdev_put_whole`, `blkdev_flush_mapping` in `block/bdev.c`). So
+//! this reads the first page, closes the device, opens it again, and looks whether the page is still cached
+//! (mincore(2)). If it is, somebody else has the device open. A pipe refers to the page meanwhile
+//! (splice(2)), so that the kernel cannot drop the page for want of memory.
+
+use std::ffi::{c_int, c_uchar, c_void};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::ptr;
+
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
+
+use super::block::{self, Mode};
+use super::dm::{Control, Name};
+use super::{Error, Result, Root};
+
+// SAFETY: the declaration is that of mincore(2).
+unsafe extern "C" {
+    fn mincore(address: *mut c_void, length: usize, pages: *mut c_uchar) -> c_int;
+}
+
+/// Opens a device as [`block::open`] does, and says whether nobody else has it open. Who has a partition open
+/// has its disk open too. device-mapper says how often a mapping is open; that takes no reading.
+pub fn open(root: &Root, name: &str, mode: Mode) -> Result<(File, bool)> {
+    let failed = |errno: Errno| Error::new(format!("read the first page of {name}"), &errno.into());
+    let page = rustix::param::page_size();
+    let device = block::open(root, name, mode)?;
+    if let Some(mapping) = block::mapped_name(root, name)?.and_then(|name| Name::new(&name)) {
+        let count = Control::open(root)?.info(&mapping)?.open_count;
+        return Ok((device, count <= 1));
+    }
+    let (_holds_page, pipe) = pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
+    if splice(&device, Some(&mut 0), &pipe, None, page, SpliceFlags::empty()).map_err(failed)? == 0 {
+        return Err(Error::strange(format!("read the first page of {name}")));
+    }
+    drop(device);
+    let device = block::open(root, name, mode)?;
+    let is_alone = !is_first_page_cached(&device, page)?;
+    Ok((device, is_alone))
+}
+
+fn is_first_page_cached(device: &File, page: usize) -> Result<bool> {
+    let failed = |what: &str, error: &io::Error| Error::new(what, error);
+    let mut pages = [0; 1];
+    // SAFETY: a new mapping of one page, which nobody reads; it is removed below. mincore writes one byte for it.
+    unsafe {
+        let mapped = mmap(ptr::null_mut(), page, ProtFlags::READ, MapFlags::SHARED, device.as_fd(), 0)
+            .map_err(|errno| failed("mmap", &errno.into()))?;
+        let asked = match mincore(mapped, page, pages.as_mut_ptr()) {
+            0 => Ok(()),
+            _ => Err(failed("mincore", &io::Error::last_os_error())),
+        };
+        munmap(mapped, page).map_err(|errno| failed("munmap", &errno.into()))?;
+        asked?;
+    }
+    Ok(pages[0] & 1 == 1)
+}
