@@ -250,7 +250,7 @@ const BOUNDS: &[Flag] = &[
              default is 5.",
         ),
         effect: Effect::Value("S", |settings, text| {
-            seconds(text).map(|time| settings.config.limits.head_time = time)
+            seconds(text).map(|time| settings.config.limits.request_time = time)
         }),
     },
     Flag {

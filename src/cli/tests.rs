@@ -87,7 +87,7 @@ fn bounds_keep_their_proportions() {
     let limits = config(&["--connections", "64", "--workers", "3", "--request-time", "7"]).limits;
     assert_eq!((limits.connections, limits.per_address), (64, 32));
     assert_eq!((limits.workers, limits.changes), (3, 2));
-    assert_eq!(limits.head_time, Duration::from_secs(7));
+    assert_eq!(limits.request_time, Duration::from_secs(7));
     // A read always finds a worker.
     for workers in 2..=256 {
         let limits = config(&["--workers", &workers.to_string()]).limits;
@@ -98,7 +98,7 @@ fn bounds_keep_their_proportions() {
     assert_eq!((default.per_address, default.changes), (stated.per_address, stated.changes));
     assert_eq!((default.connections, default.workers), (stated.connections, stated.workers));
     assert_eq!(stated.body_bytes, 1024);
-    assert_eq!(default.head_time.as_secs(), 5);
+    assert_eq!(default.request_time.as_secs(), 5);
     assert_eq!((default.idle_time.as_secs(), default.write_time.as_secs()), (75, 10));
 }
 

@@ -26,18 +26,18 @@ fn line(request: &Request, status: u16) -> String {
 
 /// Logs requests that were refused before they reached a worker, only so many in a second.
 #[derive(Default)]
-pub(super) struct Refusals {
+pub(super) struct RefusalLog {
     second: Option<Instant>,
     logged: u32,
     left_out: u64,
 }
 
-impl Refusals {
+impl RefusalLog {
     /// Logs one, or counts it as left out.
     pub fn log(&mut self, request: &Request, status: u16, now: Instant) {
         if self.second.is_none_or(|begin| now.duration_since(begin) >= SECOND) {
             self.say_left_out();
-            *self = Refusals { second: Some(now), ..Refusals::default() };
+            *self = RefusalLog { second: Some(now), ..RefusalLog::default() };
         }
         if self.logged < REFUSED_A_SECOND {
             self.logged += 1;
@@ -81,7 +81,7 @@ mod tests {
     fn a_flood_of_refusals_is_counted_and_not_logged() {
         let request =
             Request { method: Method::Post, target: "/".to_owned(), peer: Peer::Unix, caller: None };
-        let mut refusals = Refusals::default();
+        let mut refusals = RefusalLog::default();
         let now = Instant::now();
         for _ in 0..100 {
             refusals.log(&request, 401, now);

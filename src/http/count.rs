@@ -1,22 +1,22 @@
 //! Sums of what is held at the moment. Each part is released by dropping it.
 
-use std::cell::Cell;
-use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A sum of what is held at the moment.
+/// A sum of what is held at the moment. One thread at a time counts, so that no order is needed.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Count(Rc<Cell<usize>>);
+pub(super) struct Count(Arc<AtomicUsize>);
 
 impl Count {
     /// Adds an amount, for as long as what is returned lives.
     pub fn hold(&self, amount: usize) -> Held {
-        self.0.set(self.0.get() + amount);
+        self.0.fetch_add(amount, Ordering::Relaxed);
         Held { count: self.clone(), amount }
     }
 
     /// The sum.
     pub fn sum(&self) -> usize {
-        self.0.get()
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -29,7 +29,7 @@ pub(super) struct Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.count.0.set(self.count.0.get() - self.amount);
+        self.count.0.fetch_sub(self.amount, Ordering::Relaxed);
     }
 }
 

@@ -22,7 +22,7 @@ pub struct Limits {
     /// of up to 1 KiB is read and dropped even if this is 0.
     pub body_bytes: usize,
     /// The longest time from a request's first byte to its last.
-    pub head_time: Duration,
+    pub request_time: Duration,
     /// The longest time from a connection's start, or its last answer, to the next request.
     pub idle_time: Duration,
     /// The longest time from an answer's first byte to its last.
@@ -54,7 +54,7 @@ impl Default for Limits {
             header_fields: MOST_FIELDS,
             target_bytes: 2 << 10,
             body_bytes: 0,
-            head_time: Duration::from_secs(5),
+            request_time: Duration::from_secs(5),
             // Proxies keep theirs for about 60 s, and must not meet a connection that just ends.
             idle_time: Duration::from_secs(75),
             write_time: Duration::from_secs(10),

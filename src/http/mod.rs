@@ -1,6 +1,6 @@
 //! The HTTP front: connections, bounds, parsing and workers. It knows no storage.
 //!
-//! One thread owns every socket and does nothing that can block; a fixed pool of workers runs the
+//! One loop owns every socket, and nothing that can block holds it up; a fixed pool of workers runs the
 //! handlers. A slow or hostile client costs a bounded buffer for a bounded time, never a thread.
 //! Methods and status codes are `tiny_http`'s types; requests, responses and connections are ours.
 

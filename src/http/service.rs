@@ -42,7 +42,7 @@ pub enum Class {
     /// A read that is answered out of memory, on the I/O thread, without any call that could wait:
     /// it is answered even while every worker is held by a slow kernel call.
     Instant,
-    /// A read that a worker answers.
+    /// A read that may take time: a worker answers it, or a thread that gives the loop up for it.
     Read,
     /// A change, which a worker makes and the audit log tells.
     Change,

@@ -4,6 +4,9 @@
 //! once. Then it adds the result to a list that the I/O thread reads. It rings the I/O thread's
 //! bell (an eventfd) only where that thread must act: see [`Line`].
 //!
+//! A single read can also be taken by the I/O thread itself, as a [`Task`]. It then counts as one that
+//! a worker has: never do more handlers run at once than there are workers.
+//!
 //! Equal reads that wait at the same time get one answer. It is made when all of these requests
 //! are complete, so it is as current for each of them as an answer of its own.
 
@@ -168,8 +171,35 @@ pub(super) const PANICKED: &str = "The daemon failed while it answered this requ
 
 struct Queue<A> {
     jobs: VecDeque<Queued<A>>,
+    /// How many of them lead.
+    leading: usize,
+    /// How many more handlers may run.
+    places: usize,
+    /// Workers that wait to be woken.
     idle: usize,
     closed: bool,
+}
+
+impl<A: PartialEq> Queue<A> {
+    /// Takes the oldest job and all that can have its answer, if a handler more may run.
+    fn take(&mut self) -> Option<Vec<Job<A>>> {
+        if self.places == 0 {
+            return None;
+        }
+        let Queued { job, leads } = self.jobs.pop_front()?;
+        let mut jobs = vec![job];
+        let mut at = 0;
+        while at < self.jobs.len() {
+            if self.jobs[at].job.work.is_like(&jobs[0].work) {
+                jobs.extend(self.jobs.remove(at).map(|queued| queued.job));
+            } else {
+                at += 1;
+            }
+        }
+        self.leading -= usize::from(leads);
+        self.places -= 1;
+        Some(jobs)
+    }
 }
 
 struct Shared<S: Service> {
@@ -210,7 +240,7 @@ impl<S: Service> Pool<S> {
     ) -> io::Result<Pool<S>> {
         let shared = Arc::new(Shared {
             service,
-            queue: Mutex::new(Queue { jobs: VecDeque::new(), idle: 0, closed: false }),
+            queue: Mutex::new(Queue { jobs: VecDeque::new(), leading: 0, places: 0, idle: 0, closed: false }),
             work: Condvar::new(),
             done: Mutex::new(Vec::new()),
             bell,
@@ -235,6 +265,7 @@ impl<S: Service> Pool<S> {
             }
         }
         pool.most_changes = changes.clamp(1, started - 1);
+        lock(&pool.shared.queue).places = started;
         Ok(pool)
     }
 
@@ -247,7 +278,7 @@ impl<S: Service> Pool<S> {
             return Err("As many changes as the daemon allows are under way; try again.");
         }
         // Those that get the same answer as another cost no worker's time.
-        if lock(&self.shared.queue).jobs.iter().filter(|queued| queued.leads).count() >= self.most_queued {
+        if lock(&self.shared.queue).leading >= self.most_queued {
             return Err("Too many requests are waiting; try again.");
         }
         Ok(())
@@ -264,12 +295,29 @@ impl<S: Service> Pool<S> {
         let mut queue = lock(&self.shared.queue);
         // The worker that takes the one takes the other as well.
         let leads = !queue.jobs.iter().any(|other| other.job.work.is_like(&job.work));
+        queue.leading += usize::from(leads);
         self.wakes += usize::from(leads && queue.idle > 0);
         queue.jobs.push_back(Queued { job, leads });
         drop(queue);
         if self.wakes >= FEW {
             self.wake();
         }
+    }
+
+    /// Takes what was submitted since the last waking, if that is a single read for which an idle worker
+    /// would be woken.
+    pub fn take_read(&mut self) -> Option<Task<S>> {
+        if self.wakes != 1 {
+            return None;
+        }
+        let mut queue = lock(&self.shared.queue);
+        if queue.leading != 1 || queue.jobs.front().is_none_or(|first| first.job.work.is_change()) {
+            return None;
+        }
+        let jobs = queue.take()?;
+        self.wakes = 0;
+        drop(queue);
+        Some(Task { shared: Arc::clone(&self.shared), jobs })
     }
 
     /// Wakes workers for what was submitted.
@@ -283,7 +331,13 @@ impl<S: Service> Pool<S> {
     pub fn cancel(&self, token: u64) -> Option<Work<S::Action>> {
         let mut queue = lock(&self.shared.queue);
         let at = queue.jobs.iter().position(|queued| queued.job.token == token)?;
-        let Job { line, work, .. } = queue.jobs.remove(at)?.job;
+        let Queued { job: Job { line, work, .. }, leads } = queue.jobs.remove(at)?;
+        if leads {
+            match queue.jobs.iter_mut().find(|other| other.job.work.is_like(&work)) {
+                Some(next) => next.leads = true,
+                None => queue.leading -= 1,
+            }
+        }
         line.end();
         if work.is_change() {
             self.shared.changes.fetch_sub(1, Ordering::AcqRel);
@@ -306,28 +360,87 @@ impl<S: Service> Drop for Pool<S> {
 }
 
 fn work<S: Service>(shared: &Shared<S>) {
-    while let Some(jobs) = next_jobs(shared) {
-        let service = &*shared.service;
+    let mut queue = lock(&shared.queue);
+    loop {
+        if let Some(jobs) = queue.take() {
+            drop(queue);
+            let rendered = shared.answer(&jobs);
+            if shared.deliver(&jobs, rendered.as_ref()) {
+                ring(&shared.bell);
+            }
+            queue = lock(&shared.queue);
+            queue.places += 1;
+        } else if queue.closed && queue.jobs.is_empty() {
+            return;
+        } else {
+            queue.idle += 1;
+            queue = shared.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue.idle -= 1;
+        }
+    }
+}
+
+impl<S: Service> Shared<S> {
+    /// Makes the one answer to some requests.
+    fn answer(&self, jobs: &[Job<S::Action>]) -> Option<Rendered> {
         let work = &jobs[0].work;
-        let rendered = respond(service, &work.shape, || service.answer(&work.action, &work.body));
+        let rendered = respond(&*self.service, &work.shape, || self.service.answer(&work.action, &work.body));
         if work.is_change() {
-            shared.changes.fetch_sub(1, Ordering::AcqRel);
+            self.changes.fetch_sub(1, Ordering::AcqRel);
             let status = rendered.as_ref().map_or(500, |rendered| rendered.status);
             audit::done(&work.request, status, work.since.elapsed());
         }
+        rendered
+    }
+
+    /// Sends the answer and adds the results to the list. True if the bell must be rung.
+    fn deliver(&self, jobs: &[Job<S::Action>], rendered: Option<&Rendered>) -> bool {
         let mut awaited = false;
-        for job in &jobs {
-            let answer = rendered.as_ref().and_then(|rendered| send_now(&job.line, rendered));
+        for job in jobs {
+            let answer = rendered.and_then(|rendered| send_now(&job.line, rendered));
             let is_unsent = answer.as_ref().is_none_or(|answer| !answer.is_nothing());
             // For each connection at once: its client may have sent the next request already, and
             // the connection counts as busy until this is taken. Both under the lock: as soon as
             // the result is taken, the line may serve the next request.
-            let mut done = lock(&shared.done);
+            let mut done = lock(&self.done);
             done.push(Done { token: job.token, at: Instant::now(), answer });
             awaited |= job.line.end() | is_unsent;
         }
-        if awaited {
-            ring(&shared.bell);
+        awaited
+    }
+}
+
+/// A read that an I/O thread carries out itself, in the place of a worker.
+pub(super) struct Task<S: Service> {
+    shared: Arc<Shared<S>>,
+    jobs: Vec<Job<S::Action>>,
+}
+
+impl<S: Service> Task<S> {
+    /// Runs the handler, which may take as long as it likes.
+    pub fn answer(&self) -> Option<Rendered> {
+        self.shared.answer(&self.jobs)
+    }
+
+    /// Sends the answer and adds the results to the list. True if the thread that runs the loop must be
+    /// told, see [`Task::ring`].
+    pub fn deliver(&self, rendered: Option<&Rendered>) -> bool {
+        self.shared.deliver(&self.jobs, rendered)
+    }
+
+    /// Rings the bell.
+    pub fn ring(&self) {
+        ring(&self.shared.bell);
+    }
+}
+
+impl<S: Service> Drop for Task<S> {
+    fn drop(&mut self) {
+        let mut queue = lock(&self.shared.queue);
+        queue.places += 1;
+        // Its worker may have been wanted meanwhile.
+        if !queue.jobs.is_empty() {
+            self.shared.work.notify_one();
         }
     }
 }
@@ -339,31 +452,6 @@ fn send_now(line: &Line, Rendered { bytes, rest, .. }: &Rendered) -> Option<Unse
     let (bytes, written) =
         if written < bytes.len() { (Arc::clone(bytes), written) } else { (Arc::default(), 0) };
     Some(Unsent { bytes, written, rest: rest.clone() })
-}
-
-/// The oldest job, and all that can have its answer.
-fn next_jobs<S: Service>(shared: &Shared<S>) -> Option<Vec<Job<S::Action>>> {
-    let mut queue = lock(&shared.queue);
-    loop {
-        if let Some(Queued { job, .. }) = queue.jobs.pop_front() {
-            let mut jobs = vec![job];
-            let mut at = 0;
-            while at < queue.jobs.len() {
-                if queue.jobs[at].job.work.is_like(&jobs[0].work) {
-                    jobs.extend(queue.jobs.remove(at).map(|queued| queued.job));
-                } else {
-                    at += 1;
-                }
-            }
-            return Some(jobs);
-        }
-        if queue.closed {
-            return None;
-        }
-        queue.idle += 1;
-        queue = shared.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
-        queue.idle -= 1;
-    }
 }
 
 /// An eventfd's counter is only full after 2^64 - 2 rings, so a failure cannot come from that, and

@@ -72,7 +72,8 @@ fn with_every_worker_held_requests_are_refused_in_time_and_instant_ones_answered
 #[test]
 fn every_state_has_its_deadline() {
     let time = Duration::from_millis(300);
-    let limits = Limits { head_time: time, idle_time: time * 2, write_time: time * 2, ..Limits::default() };
+    let limits =
+        Limits { request_time: time, idle_time: time * 2, write_time: time * 2, ..Limits::default() };
     let daemon = start(limits);
     let begin = Instant::now();
     let mut idle = daemon.connect();
@@ -102,6 +103,29 @@ fn every_state_has_its_deadline() {
     let mut all = Vec::new();
     let read = lazy.stream.read_to_end(&mut all);
     assert!(all.len() < 8 << 20, "the whole answer came: {read:?}");
+}
+
+/// The thread that runs the loop carries a single read out itself. Meanwhile the other one sees to all else.
+#[test]
+fn a_read_that_hangs_holds_up_neither_deadlines_nor_requests() {
+    let daemon = start(Limits { request_time: Duration::from_millis(300), ..Limits::default() });
+    for number in 1..=3 {
+        let mut part = daemon.connect();
+        part.send("GET / HTTP/1.1\r\nHost:");
+        // It is here before the read begins, so that no event tells of its end.
+        assert_eq!(daemon.get("/instant").status, 200);
+        let mut held = daemon.connect();
+        held.send(&format!("GET /wait/{number} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+        daemon.until_at_gate(number);
+        assert_eq!(part.reply().status, 408);
+        for target in ["/instant", "/read", "/instant"] {
+            assert_eq!(daemon.get(target).status, 200);
+        }
+        daemon.gate.send(()).unwrap();
+        assert_eq!(held.reply().status, 200);
+        held.send("GET /read HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        assert_eq!(held.reply().status, 200);
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ impl Fault {
         let calls = "inject=?epoll_wait,epoll_pwait,?epoll_pwait2:error=EBADF";
         let thread = program.process.id().to_string();
         let strace =
-            Command::new("strace").args(["-qq", "-o", "/dev/null", "-e", calls, "-p", &thread]).spawn();
+            Command::new("strace").args(["-f", "-qq", "-o", "/dev/null", "-e", calls, "-p", &thread]).spawn();
         Fault(strace.expect("strace"))
     }
 }

@@ -4,20 +4,21 @@
 use super::dispatch::{Dispatcher, Outcome};
 use crate::http::conn::{Conn, Output, Pending, Progress, Readiness, Received, State, Then};
 use crate::http::count::Held;
+use crate::http::limits::Limits;
 use crate::http::message::Refusal;
 use crate::http::parse;
 use crate::http::peer::{Peer, Share};
 use crate::http::render::{Rendered, Rest, Shape};
 use crate::http::service::Service;
 use crate::http::slots::Slots;
-use crate::http::workers::{Done, Job, Line, Unsent};
+use crate::http::workers::{Done, Job, Line, Task, Unsent};
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
 /// Steps for one connection before it is the others' turn.
-const TURN: usize = 16;
+const STEPS: usize = 16;
 
 /// The form of an answer that ends the connection: what follows a request that is wrong or not
 /// complete cannot be told from it.
@@ -30,11 +31,11 @@ type GoesOn = bool;
 pub(super) struct Connections<S: Service> {
     epoll: Arc<OwnedFd>,
     pub slots: Slots<S::Action>,
-    pub dispatcher: Dispatcher<S>,
+    dispatcher: Dispatcher<S>,
     /// The time of this turn of the loop.
     pub now: Instant,
     /// No more requests are taken: every answer is the last on its connection.
-    pub stopping: bool,
+    stopping: bool,
     /// No connection's deadline is before this.
     next_deadline: Option<Instant>,
     done: Vec<Done>,
@@ -104,9 +105,49 @@ impl<S: Service> Connections<S> {
         }
     }
 
-    /// When a connection's time may be over.
-    pub fn next_deadline(&self) -> Option<Instant> {
-        self.next_deadline
+    /// When something is due: a connection's time may be over, or the log lacks a line.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.next_deadline.into_iter().chain(self.dispatcher.refusals.due()).min()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.slots.len() == 0
+    }
+
+    /// Whether a request waits for a worker or is at one.
+    pub fn is_busy(&self) -> bool {
+        self.dispatcher.budget.busy() > 0
+    }
+
+    /// Whether any can go on without an event.
+    pub fn has_ready(&self) -> bool {
+        self.slots.has_ready()
+    }
+
+    /// The bounds, as they are on this machine.
+    pub fn limits(&self) -> &Limits {
+        &self.dispatcher.limits
+    }
+
+    /// Reads the token file again.
+    pub fn reload(&mut self) {
+        self.dispatcher.access.reload();
+    }
+
+    /// Says how many refusals the log lacks, if any.
+    pub fn tell_refusals(&mut self) {
+        self.dispatcher.refusals.say_left_out();
+    }
+
+    /// Wakes workers for the requests that wait.
+    pub fn wake_workers(&mut self) {
+        self.dispatcher.pool.wake();
+    }
+
+    /// A read to be carried out by the calling thread, if a single one waits and nothing else.
+    pub fn take_read(&mut self) -> Option<Task<S>> {
+        if self.slots.has_ready() { None } else { self.dispatcher.pool.take_read() }
     }
 
     fn due_at(&mut self, deadline: Option<Instant>) {
@@ -153,7 +194,7 @@ impl<S: Service> Connections<S> {
 
     /// Goes on with a connection as far as it can go now.
     fn advance(&mut self, token: u64) {
-        for _ in 0..TURN {
+        for _ in 0..STEPS {
             let Some(conn) = self.slots.get(token) else { return };
             let goes_on = match conn.state {
                 State::Idle | State::Head => self.advance_head(token),
@@ -196,7 +237,7 @@ impl<S: Service> Connections<S> {
                         if !pending.is_held_back && conn.input.bytes.len() < pending.body_length {
                             self.begin(token, State::Body(pending));
                         } else {
-                            self.carry_out(token, pending);
+                            self.dispatch(token, pending);
                         }
                     }
                     Err(refusal) => self.refuse_last(token, refusal),
@@ -210,7 +251,7 @@ impl<S: Service> Connections<S> {
     /// Comes into a state in which part of a request is here. Its time runs from its first byte.
     fn begin(&mut self, token: u64, state: State<S::Action>) {
         let now = self.now;
-        let deadline = Some(now + self.dispatcher.limits.head_time);
+        let deadline = Some(now + self.dispatcher.limits.request_time);
         let Some(conn) = self.slots.get(token) else { return };
         if matches!(conn.state, State::Idle) {
             conn.enter(state, now, deadline);
@@ -228,7 +269,7 @@ impl<S: Service> Connections<S> {
             return self.receive(token, longest.max(body_length));
         }
         if let State::Body(pending) = std::mem::replace(&mut conn.state, State::Idle) {
-            self.carry_out(token, pending);
+            self.dispatch(token, pending);
         }
         true
     }
@@ -249,7 +290,7 @@ impl<S: Service> Connections<S> {
     }
 
     /// Goes on with a request that is complete.
-    fn carry_out(&mut self, token: u64, mut pending: Pending<S::Action>) {
+    fn dispatch(&mut self, token: u64, mut pending: Pending<S::Action>) {
         let Some(conn) = self.slots.get(token) else { return };
         let share = conn.share;
         let (body, then) = if pending.is_held_back {
@@ -260,7 +301,7 @@ impl<S: Service> Connections<S> {
             (conn.input.take(pending.body_length), conn.then(&pending.shape))
         };
         let busy_of_share = || busy_of(&self.slots, share);
-        match self.dispatcher.carry_out(pending, body, busy_of_share, self.now) {
+        match self.dispatcher.decide(pending, body, busy_of_share, self.now) {
             Outcome::Answer(answer) => self.answer_now(token, then, answer),
             Outcome::Work(work) => {
                 let _counted = self.dispatcher.budget.hold_request();
@@ -354,8 +395,11 @@ impl<S: Service> Connections<S> {
         }
     }
 
-    /// Ends the states whose time is over.
+    /// Ends the states whose time is over, and says what the log lacks.
     pub fn expire(&mut self) {
+        if self.dispatcher.refusals.due().is_some_and(|at| at <= self.now) {
+            self.tell_refusals();
+        }
         if self.next_deadline.is_none_or(|next| next > self.now) {
             return;
         }

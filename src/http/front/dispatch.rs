@@ -2,7 +2,7 @@
 
 use super::budget::Budget;
 use crate::http::access::{Access, Decision, preflight_answer};
-use crate::http::audit::Refusals;
+use crate::http::audit::RefusalLog;
 use crate::http::conn::{Pending, Plan};
 use crate::http::limits::Limits;
 use crate::http::message::{Method, Refusal, Request, Response};
@@ -20,7 +20,7 @@ pub(super) struct Dispatcher<S: Service> {
     pub service: Arc<S>,
     pub pool: Pool<S>,
     pub access: Access,
-    pub refusals: Refusals,
+    pub refusals: RefusalLog,
     pub budget: Budget,
     pub limits: Limits,
 }
@@ -71,7 +71,7 @@ impl<S: Service> Dispatcher<S> {
 
     /// Goes on with a request that is complete. `busy_of_share` counts the requests of the same
     /// address that wait for workers or are at them.
-    pub fn carry_out(
+    pub fn decide(
         &mut self,
         pending: Pending<S::Action>,
         body: Vec<u8>,

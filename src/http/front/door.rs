@@ -55,7 +55,7 @@ pub(super) struct Door {
 enum State {
     Open,
     /// Not until this time: the system has no resources.
-    Resting(Instant),
+    Paused(Instant),
     /// Not until this time: this connection is accepted already, and there is no room for it yet.
     Full(Instant, OwnedFd, Peer),
 }
@@ -73,7 +73,7 @@ impl Door {
     pub fn again(&self) -> Option<Instant> {
         match self.state {
             State::Open => None,
-            State::Resting(at) | State::Full(at, ..) => Some(at),
+            State::Paused(at) | State::Full(at, ..) => Some(at),
         }
     }
 
@@ -116,32 +116,32 @@ impl Door {
                 Ok((socket, peer)) => {
                     without = 0;
                     if let Err((socket, peer)) = admit(connections, socket, peer) {
-                        return self.rest(epoll, State::Full(connections.now + FRESH, socket, peer));
+                        return self.pause(epoll, State::Full(connections.now + FRESH, socket, peer));
                     }
                 }
                 Err(Errno::AGAIN) => without += 1,
                 Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::NOBUFS)) => {
                     if !make_room(connections, None) {
-                        return self.rest_after(epoll, error, connections.now);
+                        return self.pause_after(epoll, error, connections.now);
                     }
                 }
                 Err(error) if concerns_one_client(error) => {}
                 // Any other error must not turn into a busy loop.
-                Err(error) => return self.rest_after(epoll, error, connections.now),
+                Err(error) => return self.pause_after(epoll, error, connections.now),
             }
         }
     }
 
     /// Stops accepting for a moment; says so in the log, but not all the time.
-    fn rest_after(&mut self, epoll: &OwnedFd, error: Errno, now: Instant) {
+    fn pause_after(&mut self, epoll: &OwnedFd, error: Errno, now: Instant) {
         if self.warned.is_none_or(|at| now.duration_since(at) >= WARN_AGAIN) {
             log::warn!("cannot accept a connection: {error}; trying again every {PAUSE:?}");
             self.warned = Some(now);
         }
-        self.rest(epoll, State::Resting(now + PAUSE));
+        self.pause(epoll, State::Paused(now + PAUSE));
     }
 
-    fn rest(&mut self, epoll: &OwnedFd, state: State) {
+    fn pause(&mut self, epoll: &OwnedFd, state: State) {
         self.state = state;
         self.listen_for(epoll, EventFlags::empty());
     }
@@ -163,7 +163,7 @@ fn admit<S: Service>(
     peer: Peer,
 ) -> Result<(), (OwnedFd, Peer)> {
     let share = peer.share();
-    let limits = &connections.dispatcher.limits;
+    let limits = &connections.limits();
     let of_share = connections.slots.iter().filter(|(_, conn)| conn.share == share).count();
     let has_room = if of_share >= limits.per_address {
         make_room(connections, Some(share))

@@ -1,5 +1,7 @@
-//! The I/O thread: one epoll loop that owns every socket.
+//! What serves: one loop that owns every socket.
 //!
+//! * [`event_loop`]: its turns;
+//! * [`lead`]: which thread runs it;
 //! * [`door`]: accepting connections, and which one gives way to a new one;
 //! * [`connections`]: what each connection does next;
 //! * [`dispatch`]: what becomes of a request;
@@ -9,45 +11,26 @@ mod budget;
 mod connections;
 mod dispatch;
 mod door;
+mod event_loop;
+mod lead;
 
 use super::access::Access;
-use super::audit::Refusals;
 use super::limits::Limits;
 use super::listen::{Listen, Listener};
 use super::service::Service;
-use super::workers::Pool;
-use budget::Budget;
-use connections::Connections;
-use dispatch::Dispatcher;
-use door::{Door, LISTENERS};
-use rustix::buffer::spare_capacity;
-use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::event::{EventfdFlags, Timespec, eventfd};
-use rustix::fd::{BorrowedFd, OwnedFd};
-use rustix::io::Errno;
+pub use event_loop::Wake;
+use event_loop::{EventLoop, News, Program};
+use lead::Lead;
+use rustix::fd::BorrowedFd;
 use std::io;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
 
-/// Tokens of what is neither a listener nor a connection.
-const WAKE: u64 = u64::MAX;
-const BELL: u64 = u64::MAX - 1;
-
-/// The longest sleep while requests are being answered: a worker that need not ring the bell adds
-/// its result to the list without waking us, and a deadline may count from that time.
-const NAP: Duration = Duration::from_secs(1);
-
-/// What the server does after its `wake` descriptor became readable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wake {
-    /// Nothing.
-    Continue,
-    /// Read the files it depends on again.
-    Reload,
-    /// Finish what runs, then return.
-    Stop,
-}
+/// The stack of a thread that runs the loop. It runs handlers as well.
+const STACK: usize = 512 << 10;
 
 /// A server that listens and has not begun to serve.
 #[derive(Debug)]
@@ -78,9 +61,9 @@ impl Server {
         self.listeners.iter().filter_map(Listener::address).collect()
     }
 
-    /// Serves on the calling thread until `wake` is readable and `on_wake`, which must make it
-    /// unreadable again, says stop. Then there are no new connections, running requests finish,
-    /// and their answers go out, all within `Limits::grace`.
+    /// Serves until `wake` is readable and `on_wake`, which must make it unreadable again, says stop. Then
+    /// there are no new connections, running requests finish, and their answers go out, all within
+    /// `Limits::grace`. `on_wake` runs on the calling thread, which does nothing else.
     ///
     /// # Errors
     /// The threads or the event loop could not be set up, or the loop failed beyond repair.
@@ -90,126 +73,47 @@ impl Server {
         wake: BorrowedFd<'_>,
         on_wake: &mut dyn FnMut() -> Wake,
     ) -> io::Result<()> {
-        let mut front = Front::new(self, service, wake)?;
-        front.serve(on_wake)?;
-        epoll::delete(&front.epoll, wake)?;
-        front.finish()
-    }
-}
-
-/// The running server.
-struct Front<S: Service> {
-    epoll: Arc<OwnedFd>,
-    door: Door,
-    connections: Connections<S>,
-    events: Vec<epoll::Event>,
-}
-
-impl<S: Service> Front<S> {
-    fn new(server: Server, service: Arc<S>, wake: BorrowedFd<'_>) -> io::Result<Front<S>> {
-        let Server { listeners, mut limits, access } = server;
-        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
-        epoll::add(&epoll, wake, EventData::new_u64(WAKE), EventFlags::IN)?;
-        // Edge-triggered: each ring is one event, and nobody has to read the counter.
-        epoll::add(&epoll, &bell, EventData::new_u64(BELL), EventFlags::IN | EventFlags::ET)?;
-        door::fit_to_files(&mut limits, listeners.len());
-        let door = Door::new(&epoll, listeners)?;
-        let pool = Pool::start(Arc::clone(&service), bell, limits.workers, limits.changes, limits.queue)?;
-        let (refusals, budget) = (Refusals::default(), Budget::default());
-        let dispatcher = Dispatcher { service, pool, access, refusals, budget, limits };
-        let connections = Connections::new(Arc::clone(&epoll), dispatcher);
-        Ok(Front { epoll, door, connections, events: Vec::with_capacity(256) })
-    }
-
-    fn serve(&mut self, on_wake: &mut dyn FnMut() -> Wake) -> io::Result<()> {
+        let Server { listeners, limits, access } = self;
+        let (sender, news) = channel();
+        let (reply, replies) = channel();
+        // Before the workers, of which there may be fewer if the system has no room for all.
+        let starts = [start_thread::<S>(0, &sender), start_thread(1, &sender)];
+        let program = Program { wake: wake.try_clone_to_owned()?, news: sender, replies };
+        let [first, second] = starts;
+        let first = first.map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot start the thread that serves: {error}"))
+        })?;
+        let second =
+            second.inspect_err(|error| log::warn!("serving with one thread, which is slower: {error}"));
+        let lead = Arc::new(Lead::new(EventLoop::new(listeners, limits, access, service, program)?)?);
+        for start in [Some(first), second.ok()].into_iter().flatten() {
+            let _ = start.send(Arc::clone(&lead));
+        }
+        drop(lead);
         loop {
-            self.wait(None)?;
-            if self.turn() {
-                match on_wake() {
-                    Wake::Continue => {}
-                    Wake::Reload => self.connections.dispatcher.access.reload(),
-                    Wake::Stop => return Ok(()),
-                }
+            match news.recv() {
+                // It waits for the reply, and ends without one.
+                Ok(News::Woken) => drop(reply.send(on_wake())),
+                Ok(News::End(Ok(result))) => return result,
+                Ok(News::End(Err(panic))) => resume_unwind(panic),
+                Err(_) => return Ok(()),
             }
         }
     }
+}
 
-    /// Lets running requests finish and their answers go out.
-    fn finish(mut self) -> io::Result<()> {
-        let end = self.connections.now + self.connections.dispatcher.limits.grace;
-        self.door.close();
-        self.connections.stop();
-        while self.connections.slots.len() > 0 && self.connections.now < end {
-            self.wait(Some(end))?;
-            self.turn();
+/// Starts a thread that runs the loop in turn with the other one, as soon as it is given the loop.
+fn start_thread<S: Service>(number: usize, news: &Sender<News>) -> io::Result<Sender<Arc<Lead<S>>>> {
+    let (start, lead) = channel::<Arc<Lead<S>>>();
+    let news = news.clone();
+    let take_turns = move || {
+        let Ok(lead) = lead.recv() else { return };
+        // There is nobody to serve without the loop: its end is that of the server.
+        let end = catch_unwind(AssertUnwindSafe(|| lead.take_turns()));
+        if let Some(end) = end.transpose() {
+            let _ = news.send(News::End(end));
         }
-        self.connections.dispatcher.refusals.say_left_out();
-        Ok(())
-    }
-
-    /// Sleeps until something happens or is due.
-    fn wait(&mut self, end: Option<Instant>) -> io::Result<()> {
-        self.events.clear();
-        let timeout = self.timeout(end);
-        match epoll::wait(&self.epoll, spare_capacity(&mut self.events), timeout.as_ref()) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(io::Error::new(error.kind(), format!("epoll_wait: {error}"))),
-        }
-        self.connections.now = Instant::now();
-        Ok(())
-    }
-
-    fn timeout(&self, end: Option<Instant>) -> Option<Timespec> {
-        let Connections { dispatcher, now, .. } = &self.connections;
-        let left = |at: Instant| at.saturating_duration_since(*now);
-        let nap = if self.connections.stopping { NAP / 20 } else { NAP };
-        let times = [
-            self.connections.next_deadline().map(left),
-            self.door.again().map(left),
-            dispatcher.refusals.due().map(left),
-            end.map(left),
-            (dispatcher.budget.busy() > 0).then_some(nap),
-            self.connections.slots.has_ready().then_some(Duration::ZERO),
-        ];
-        let shortest = times.into_iter().flatten().min()?;
-        // Rounded up to a hundredth of a second, so that many deadlines close to each other cost one
-        // look at the table. An accepted connection that waits for room is not kept as long.
-        let step = if self.door.is_full() { 1 } else { 10 };
-        let milliseconds = shortest.as_nanos().div_ceil(step * 1_000_000) as i64 * step as i64;
-        Some(Timespec { tv_sec: milliseconds / 1000, tv_nsec: milliseconds % 1000 * 1_000_000 })
-    }
-
-    /// Handles what happened and what is due. True if the caller's descriptor is readable.
-    fn turn(&mut self) -> bool {
-        let Front { epoll, door, connections, events } = self;
-        let mut woken = false;
-        let mut accepting = false;
-        if connections.dispatcher.budget.busy() > 0 {
-            connections.take_done();
-        }
-        for event in events {
-            match event.data.u64() {
-                WAKE => woken = true,
-                // It only has to wake us: the results are taken in every turn.
-                BELL => {}
-                token if token >= LISTENERS => accepting = true,
-                token => connections.on_event(token, event.flags),
-            }
-        }
-        connections.advance_ready();
-        connections.expire();
-        let now = connections.now;
-        if connections.dispatcher.refusals.due().is_some_and(|at| at <= now) {
-            connections.dispatcher.refusals.say_left_out();
-        }
-        accepting |= door.is_due(now);
-        // Last, so that nothing gives way to a new connection that has just brought a request.
-        if accepting {
-            connections.dispatcher.pool.wake();
-            door.accept_all(epoll, connections);
-        }
-        connections.dispatcher.pool.wake();
-        woken
-    }
+    };
+    thread::Builder::new().name(format!("io-{number}")).stack_size(STACK).spawn(take_turns)?;
+    Ok(start)
 }
