@@ -8,6 +8,8 @@ use super::nvme::NvmeAction;
 /// What a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// Whether the service runs, and which drivers it has.
+    Status,
     /// Something about the machine as a whole.
     Machine(MachineAction),
     /// Something about RAM disks.
@@ -17,7 +19,7 @@ pub enum Action {
     /// Something about NVMe targets and ports.
     Nvme(NvmeAction),
     /// Nothing: the answer is a refusal that says why.
-    None(NoAction),
+    Refuse(NoAction),
 }
 
 /// Why a request is none of the actions.

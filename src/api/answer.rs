@@ -8,10 +8,19 @@ use crate::http::Response;
 
 /// An answer with a JSON body.
 pub fn json(status: u16, body: &Value) -> Response {
+    json_line(status, line(body))
+}
+
+/// The same, where the text is there already.
+pub fn json_line(status: u16, line: String) -> Response {
+    Response::new(status, "application/json", line)
+}
+
+/// JSON as it goes out: a terminal's prompt begins on a line of its own after curl.
+pub fn line(body: &Value) -> String {
     let mut text = body.to_string();
-    // So that a terminal's prompt begins on a line of its own after curl.
     text.push('\n');
-    Response::new(status, "application/json", text)
+    text
 }
 
 /// The body for a change that was made.

@@ -1,26 +1,44 @@
 //! The machine as a whole: the service, its resources, and the list of all volumes.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use serde_json::{Value, json};
 
-use super::answer::list;
+use super::answer::{line, list};
 use super::{caches, disks};
 use crate::storage::{Cache, Disk, Health, Policy, RamDisk, Resources, Result, Storage};
 
 /// What is asked about the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MachineAction {
-    /// Is the service there?
-    Status,
     /// Memory and disks of the machine.
     Resources,
     /// RAM disks and caches.
     Volumes,
 }
 
+/// The text of the last status, and what it was made of: most are asked for between two looks.
+#[derive(Default)]
+pub struct LastStatus(Mutex<Option<(Arc<Health>, String)>>);
+
+impl LastStatus {
+    /// The text of `checkServiceStatus`, as it goes out.
+    pub fn text(&self, health: Arc<Health>) -> String {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((of, text)) if Arc::ptr_eq(of, &health) => text.clone(),
+            _ => {
+                let text = line(&service(&health));
+                *last = Some((health, text.clone()));
+                text
+            }
+        }
+    }
+}
+
 /// Does what `action` asks for. Returns the answer's body.
 pub fn execute(storage: &Storage, action: &MachineAction) -> Result<Value> {
     Ok(match action {
-        MachineAction::Status => service(&storage.watch.health()),
         MachineAction::Resources => resources(&storage.resources()?),
         MachineAction::Volumes => volumes(&storage.disks.list()?, &storage.caches.list()?),
     })
@@ -177,6 +195,16 @@ mod tests {
             )
         );
         assert_eq!(volumes(&[], &[]).to_string(), r#"{"volumes":[{"rapiddisk":[]},{"rapiddisk_cache":[]}]}"#);
+    }
+
+    #[test]
+    fn a_status_is_made_anew_for_each_look_only() {
+        let last = LastStatus::default();
+        let first = Arc::new(health());
+        assert_eq!(last.text(Arc::clone(&first)), line(&service(&first)));
+        assert_eq!(last.text(first), line(&service(&health())));
+        let second = Arc::new(Health::default());
+        assert_eq!(last.text(Arc::clone(&second)), line(&service(&second)));
     }
 
     #[test]

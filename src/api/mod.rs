@@ -16,16 +16,18 @@ use std::sync::Arc;
 use crate::http::{Call, Method, Response, Service};
 use crate::storage::Storage;
 use action::Action;
+use machine::LastStatus;
 
 /// The API over the storage of this machine.
 pub struct Api {
     storage: Arc<Storage>,
+    last_status: LastStatus,
 }
 
 impl Api {
     /// An API over `storage`.
     pub fn new(storage: Arc<Storage>) -> Api {
-        Api { storage }
+        Api { storage, last_status: LastStatus::default() }
     }
 }
 
@@ -39,11 +41,14 @@ impl Service for Api {
     fn answer(&self, action: &Action, _body: &[u8]) -> Response {
         let storage = &*self.storage;
         let result = match action {
+            Action::Status => {
+                return answer::json_line(200, self.last_status.text(storage.watch.health()));
+            }
             Action::Machine(action) => machine::execute(storage, action),
             Action::Disks(action) => disks::execute(storage, action),
             Action::Caches(action) => caches::execute(storage, action),
             Action::Nvme(action) => nvme::execute(storage, action),
-            Action::None(why) => return errors::no_action(why),
+            Action::Refuse(why) => return errors::no_action(why),
         };
         match result {
             Ok(body) => answer::json(200, &body),

@@ -56,7 +56,7 @@ pub static ENDPOINTS: &[Endpoint] = &[
             "/v1/checkServiceStatus",
             "/v1/checkServiceStatus",
             "Says that the service runs, and which drivers it has.",
-            |_| Ok(MachineAction::Status.into()),
+            |_| Ok(Action::Status),
         )
     },
     read(
@@ -263,7 +263,7 @@ impl Route {
 /// What a request asks for, by its method and its target as in the request line.
 pub fn route(method: &Method, target: &str) -> Call<Action> {
     find(method, target).unwrap_or_else(|why| Call {
-        action: Action::None(why),
+        action: Action::Refuse(why),
         class: Class::Instant,
         body: 0,
     })

@@ -104,7 +104,8 @@ fn manage(root: &Root, command: &str) -> Result<()> {
 /// The disks the module lists. It lists into one page, so with some 150 disks
 /// and more the rest is missing.
 pub fn devices(root: &Root) -> Result<Vec<Row>> {
-    Ok(parse_devices(&root.text(DEVICES)?))
+    let text = root.attribute(DEVICES)?;
+    Ok(text.map(|text| parse_devices(&text)).unwrap_or_default())
 }
 
 fn parse_devices(text: &str) -> Vec<Row> {

@@ -59,7 +59,7 @@ pub struct Watch {
     machine: Arc<Machine>,
     disks: Arc<Disks>,
     caches: Arc<Caches>,
-    last: Mutex<Health>,
+    last: Mutex<Arc<Health>>,
 }
 
 impl Watch {
@@ -68,9 +68,9 @@ impl Watch {
         Watch { machine, disks, caches, last: Mutex::default() }
     }
 
-    /// What the last look found.
-    pub fn health(&self) -> Health {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What the last look found. Each look is an object of its own.
+    pub fn health(&self) -> Arc<Health> {
+        Arc::clone(&self.last.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Looks again. Logs a warning when the memory gets short, and a line when it is enough again.
@@ -98,7 +98,7 @@ impl Watch {
             (Some(_), None) => info!("the memory is enough for the RAM disks again"),
             _ => {}
         }
-        *last = now;
+        *last = Arc::new(now);
     }
 
     /// Looks again and again, for ever.

@@ -10,7 +10,7 @@ use super::*;
 
 fn parse(method: &Method, target: &str) -> Result<Action, NoAction> {
     match route(method, target).action {
-        Action::None(why) => Err(why),
+        Action::Refuse(why) => Err(why),
         action => Ok(action),
     }
 }
@@ -36,7 +36,7 @@ fn each_path_of_the_reference_is_an_action() {
     let cache = || CacheName::parse("rc-wt_sdb").unwrap();
     let size = Size::parse("128").unwrap();
     let rd0 = DiskName(0);
-    assert_eq!(get("/v1/checkServiceStatus"), ok(MachineAction::Status));
+    assert_eq!(get("/v1/checkServiceStatus"), ok(Action::Status));
     assert_eq!(get("/v1/listAllResources"), ok(MachineAction::Resources));
     assert_eq!(get("/v1/listRapidDiskVolumes"), ok(MachineAction::Volumes));
     assert_eq!(get("/v1/showRapidDiskCacheStats/rc-wt_sdb"), ok(CacheAction::Stats(cache())));
@@ -97,7 +97,7 @@ fn nvme_paths_are_actions() {
 
 #[test]
 fn a_read_answers_head_and_a_wrong_method_names_the_right_one() {
-    assert_eq!(parse(&Method::Head, "/v1/checkServiceStatus"), ok(MachineAction::Status));
+    assert_eq!(parse(&Method::Head, "/v1/checkServiceStatus"), ok(Action::Status));
     assert_eq!(post("/v1/checkServiceStatus"), Err(NoAction::NoMethod("GET, HEAD")));
     assert_eq!(get("/v1/createRapidDisk/64"), Err(NoAction::NoMethod("POST")));
     // The method is wrong whatever the parameter is.
@@ -156,7 +156,7 @@ fn a_path_is_decoded_once() {
         cached("mapper/vg0-home")
     );
     assert_eq!(post("/v1/createRapidDiskCache/rd0/mapper%252Fx/writeback"), cached("mapper%2Fx"));
-    assert_eq!(get("/%76%31/check%53erviceStatus"), ok(MachineAction::Status));
+    assert_eq!(get("/%76%31/check%53erviceStatus"), ok(Action::Status));
     for target in ["/v1/%", "/v1/%2", "/v1/%zz", "/v1/removeRapidDisk/%ff", "/v1/removeRapidDisk/rd0%"] {
         assert!(is_invalid(get(target)), "{target}");
     }
@@ -346,6 +346,6 @@ proptest! {
             prop_assert!(route(&method, &target).class != Class::Change);
         }
         let call = route(&Method::Post, &target);
-        prop_assert!(matches!(call.action, Action::None(_)) || call.class == Class::Change);
+        prop_assert!(matches!(call.action, Action::Refuse(_)) || call.class == Class::Change);
     }
 }
