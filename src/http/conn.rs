@@ -11,7 +11,7 @@ use super::count::Held;
 use super::limits::Limits;
 use super::message::{Refusal, Request};
 use super::peer::{Peer, Share};
-use super::render::{Next, Rest, Shape};
+use super::render::{Bytes, Next, Rest, Shape};
 use super::service::Call;
 use super::workers::{Line, Unsent};
 use rustix::event::epoll::EventFlags;
@@ -51,7 +51,10 @@ pub(super) struct Pending<A> {
     pub plan: Plan<A>,
     /// The form of its answer.
     pub shape: Shape,
+    /// Bytes of its body that are still to come or to be taken.
     pub body_length: usize,
+    /// Nobody wants the body: it is dropped as it comes.
+    pub drops_body: bool,
     /// The client keeps the body back until it is asked for it, or has an answer.
     pub is_held_back: bool,
 }
@@ -93,7 +96,7 @@ pub(super) enum Then {
 /// An answer that is being written.
 pub(super) struct Output {
     unsent: Unsent,
-    /// The bytes that are in memory.
+    /// The bytes that are in memory for it.
     _counted: Held,
 }
 
@@ -151,9 +154,16 @@ impl Input {
         self.examined = self.bytes.len();
     }
 
-    /// Takes what is used from the front.
-    pub fn take(&mut self, length: usize) -> Vec<u8> {
-        let taken = self.bytes[..length].to_owned();
+    /// Drops at most so much from the front. Returns how much that was.
+    pub fn drop_some(&mut self, most: usize) -> usize {
+        let length = most.min(self.bytes.len());
+        self.consume(length);
+        length
+    }
+
+    /// Takes what is used from the front, or drops it.
+    pub fn take(&mut self, length: usize, drops: bool) -> Vec<u8> {
+        let taken = if drops { Vec::new() } else { self.bytes[..length].to_owned() };
         self.consume(length);
         taken
     }
@@ -313,7 +323,7 @@ impl<A> Conn<A> {
 impl Output {
     /// An answer of which some may be written already. `count` counts bytes in memory.
     pub fn new(unsent: Unsent, count: impl Fn(usize) -> Held) -> Output {
-        let _counted = count(unsent.bytes.len());
+        let _counted = count(unsent.bytes.in_memory());
         Output { unsent, _counted }
     }
 
@@ -326,14 +336,14 @@ impl Output {
         let bytes = match self.unsent.rest.as_mut().map(Rest::next) {
             None => return Progress::Done,
             Some(Next::Broken) => return Progress::Broken,
-            Some(Next::Piece(bytes)) => bytes,
+            Some(Next::Piece(bytes)) => Bytes::from(bytes),
             Some(Next::Last(bytes)) => {
                 self.unsent.rest = None;
-                bytes
+                Bytes::Static(bytes)
             }
         };
-        self._counted = count(bytes.len());
-        self.unsent.bytes = Arc::new(bytes);
+        self._counted = count(bytes.in_memory());
+        self.unsent.bytes = bytes;
         self.unsent.written = 0;
         Progress::More
     }

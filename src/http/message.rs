@@ -10,6 +10,9 @@ pub use tiny_http::Method;
 /// The most bytes of one piece of a body.
 pub(super) const PIECE_BYTES: usize = 64 << 10;
 
+/// The `Cache-Control` of what no cache may keep.
+pub(super) const NO_STORE: &str = "no-store";
+
 /// Who asks for what: a request without its body, as the audit log tells it.
 #[derive(Debug)]
 pub(super) struct Request {
@@ -58,7 +61,7 @@ impl Response {
         Response {
             status,
             content_type: None,
-            caching: "no-store",
+            caching: NO_STORE,
             fields: Vec::new(),
             body: Body::Static(b""),
         }

@@ -1,13 +1,17 @@
 //! From a response to the bytes that go out.
 
 use super::date;
-use super::message::{Body, PIECE_BYTES, Pieces, Response};
+use super::message::{Body, NO_STORE, PIECE_BYTES, Pieces, Response};
+use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use tiny_http::StatusCode;
 
 /// Room for the status line and the fields of nearly every answer.
 const USUAL_HEAD: usize = 512;
+
+/// Bytes of the program up to this length are sent in one piece with the head. More are not copied.
+const COPIED: usize = 2 << 10;
 
 /// What an answer's form depends on besides the response itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,9 +30,45 @@ pub(super) struct Shape {
 #[derive(Debug)]
 pub(super) struct Rendered {
     pub status: u16,
-    pub bytes: Arc<Vec<u8>>,
+    pub bytes: Bytes,
     /// What follows the bytes.
     pub rest: Option<Rest>,
+}
+
+/// Bytes that go out.
+#[derive(Debug, Clone)]
+pub(super) enum Bytes {
+    /// Made for this answer. Equal reads that had one answer share them.
+    Made(Arc<Vec<u8>>),
+    /// Part of the program.
+    Static(&'static [u8]),
+}
+
+impl Bytes {
+    /// How many of them take memory for this answer.
+    pub fn in_memory(&self) -> usize {
+        match self {
+            Bytes::Made(bytes) => bytes.len(),
+            Bytes::Static(_) => 0,
+        }
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Made(bytes) => bytes,
+            Bytes::Static(bytes) => bytes,
+        }
+    }
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Bytes {
+        Bytes::Made(Arc::new(bytes))
+    }
 }
 
 /// How the client is told where a body ends.
@@ -48,8 +88,8 @@ pub(super) fn render(response: Response, shape: &Shape) -> Rendered {
     let content = match &body {
         _ if shape.head_only => &[],
         Body::Bytes(bytes) => &bytes[..],
-        Body::Static(bytes) => bytes,
-        Body::Pieces(_) => &[],
+        Body::Static(bytes) if bytes.len() <= COPIED => bytes,
+        Body::Static(_) | Body::Pieces(_) => &[],
     };
     let framing = framing(status, &body, shape);
     let close = shape.close || matches!(framing, Framing::Close);
@@ -69,6 +109,9 @@ pub(super) fn render(response: Response, shape: &Shape) -> Rendered {
     if let Some(origin) = &shape.origin {
         put_field(&mut bytes, "Access-Control-Allow-Origin", origin.as_bytes());
         put_field(&mut bytes, "Access-Control-Expose-Headers", b"Retry-After");
+    }
+    // Where a cache may keep it, those for other origins and for none differ, too.
+    if shape.origin.is_some() || caching != NO_STORE {
         put_field(&mut bytes, "Vary", b"Origin");
     }
     match framing {
@@ -83,7 +126,7 @@ pub(super) fn render(response: Response, shape: &Shape) -> Rendered {
         bytes.extend_from_slice(content);
     }
     let rest = rest(body, &framing, shape);
-    Rendered { status, bytes: Arc::new(bytes), rest }
+    Rendered { status, bytes: bytes.into(), rest }
 }
 
 fn framing(status: u16, body: &Body, shape: &Shape) -> Framing {
@@ -100,14 +143,15 @@ fn framing(status: u16, body: &Body, shape: &Shape) -> Framing {
 }
 
 fn rest(body: Body, framing: &Framing, shape: &Shape) -> Option<Rest> {
-    let Body::Pieces(pieces) = body else { return None };
-    let chunks = match framing {
-        _ if shape.head_only => return None,
-        Framing::Chunks => true,
-        Framing::Close => false,
-        Framing::Length(_) | Framing::Nothing => return None,
-    };
-    Some(Rest { pieces, next: 0, chunks })
+    if shape.head_only {
+        return None;
+    }
+    match (body, framing) {
+        (Body::Static(bytes), Framing::Length(_)) if bytes.len() > COPIED => Some(Rest::Static(bytes)),
+        (Body::Pieces(pieces), Framing::Chunks) => Some(Rest::Pieces { pieces, next: 0, chunks: true }),
+        (Body::Pieces(pieces), Framing::Close) => Some(Rest::Pieces { pieces, next: 0, chunks: false }),
+        _ => None,
+    }
 }
 
 fn put_status_line(bytes: &mut Vec<u8>, status: u16) {
@@ -125,12 +169,13 @@ fn put_field(bytes: &mut Vec<u8>, name: &str, value: &[u8]) {
     bytes.extend_from_slice(b"\r\n");
 }
 
-/// The part of an answer that is made when the part before it is sent.
+/// The part of an answer that comes when the part before it is sent.
 #[derive(Debug, Clone)]
-pub(super) struct Rest {
-    pieces: Pieces,
-    next: usize,
-    chunks: bool,
+pub(super) enum Rest {
+    /// Bytes of the program.
+    Static(&'static [u8]),
+    /// Made piece by piece, from `next` on.
+    Pieces { pieces: Pieces, next: usize, chunks: bool },
 }
 
 /// What comes next of an answer.
@@ -139,7 +184,7 @@ pub(super) enum Next {
     /// These bytes, and then more.
     Piece(Vec<u8>),
     /// These bytes, perhaps none, and then nothing.
-    Last(Vec<u8>),
+    Last(&'static [u8]),
     /// The body cannot be made: the client must not believe that it is whole.
     Broken,
 }
@@ -147,23 +192,27 @@ pub(super) enum Next {
 impl Rest {
     /// Whether the client knows the end of the body by the end of the connection.
     pub fn ends_with_connection(&self) -> bool {
-        !self.chunks
+        matches!(self, Rest::Pieces { chunks: false, .. })
     }
 
     /// Makes the next piece, as it goes out.
     pub fn next(&mut self) -> Next {
-        let number = self.next;
-        self.next += 1;
-        let Ok(piece) = catch_unwind(AssertUnwindSafe(|| self.pieces.make(number))) else {
+        let (pieces, next, chunks) = match self {
+            Rest::Static(bytes) => return Next::Last(bytes),
+            Rest::Pieces { pieces, next, chunks } => (pieces, next, *chunks),
+        };
+        let number = *next;
+        *next += 1;
+        let Ok(piece) = catch_unwind(AssertUnwindSafe(|| pieces.make(number))) else {
             return Next::Broken;
         };
         if piece.len() > PIECE_BYTES {
             log::error!("a piece of an answer has {} bytes, more than {PIECE_BYTES}", piece.len());
             return Next::Broken;
         }
-        match (piece.is_empty(), self.chunks) {
-            (true, true) => Next::Last(b"0\r\n\r\n".to_vec()),
-            (true, false) => Next::Last(Vec::new()),
+        match (piece.is_empty(), chunks) {
+            (true, true) => Next::Last(b"0\r\n\r\n"),
+            (true, false) => Next::Last(b""),
             (false, true) => Next::Piece(chunk(&piece)),
             (false, false) => Next::Piece(piece),
         }

@@ -12,7 +12,7 @@
 
 use super::audit;
 use super::message::{Request, Response};
-use super::render::{Rendered, Rest, Shape, render};
+use super::render::{Bytes, Rendered, Rest, Shape, render};
 use super::service::{Class, Service};
 use rustix::fd::OwnedFd;
 use rustix::io::{Errno, retry_on_intr};
@@ -134,8 +134,7 @@ pub(super) struct Done {
 /// What is still to be sent of an answer.
 #[derive(Debug)]
 pub(super) struct Unsent {
-    /// Equal reads that had one answer share them.
-    pub bytes: Arc<Vec<u8>>,
+    pub bytes: Bytes,
     /// How many of these bytes are sent.
     pub written: usize,
     pub rest: Option<Rest>,
@@ -450,7 +449,7 @@ fn send_now(line: &Line, Rendered { bytes, rest, .. }: &Rendered) -> Option<Unse
     let written = line.write(bytes).ok()?;
     // What is written need not be kept.
     let (bytes, written) =
-        if written < bytes.len() { (Arc::clone(bytes), written) } else { (Arc::default(), 0) };
+        if written < bytes.len() { (bytes.clone(), written) } else { (Bytes::Static(b""), 0) };
     Some(Unsent { bytes, written, rest: rest.clone() })
 }
 

@@ -3,6 +3,7 @@
 use crate::access::until;
 use crate::audit::word_about;
 use crate::daemon::*;
+use crate::stub::PROGRAM;
 use rapiddiskd::http::Limits;
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
@@ -152,9 +153,18 @@ fn too_many_unsent_answers_make_for_refusals_until_they_are_gone() {
     let mut lazy = daemon.connect();
     lazy.send("GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n");
     until(|| daemon.get("/a").status == 503);
+    // Small ones take next to nothing, and parts of the program take nothing.
     assert_eq!(daemon.get("/instant").status, 200);
+    assert_eq!(daemon.get("/instant/large").status, 503);
+    assert_eq!(daemon.get("/public/large").body.len(), PROGRAM.len());
     drop(lazy);
     until(|| daemon.get("/a").status == 200);
+    assert_eq!(daemon.get("/instant/large").status, 200);
+    let mut lazy = daemon.connect();
+    lazy.send("GET /public/large HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    lazy.stream.peek(&mut [0]).unwrap();
+    assert_eq!(daemon.get("/a").status, 200);
+    assert_eq!(lazy.reply().body.as_bytes(), PROGRAM);
 }
 
 /// Whether the server has read all that this client sent (`/proc/net/tcp6`, whose fifth word is the queues).

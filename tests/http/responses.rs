@@ -56,6 +56,36 @@ fn a_refused_request_with_a_long_body_leaves_the_connection_in_order() {
     assert_eq!(client.reply().body, "GET /next");
 }
 
+/// The resident memory of this process, in bytes.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+}
+
+#[test]
+fn the_body_of_a_refused_request_takes_no_memory() {
+    const BODY: usize = 16 << 20;
+    let daemon = start(Limits { body_bytes: BODY, ..Limits::default() });
+    let before = resident();
+    let request = format!("POST /a HTTP/1.1\r\nHost: evil.example\r\nContent-Length: {BODY}\r\n\r\n");
+    let part = "x".repeat(64 << 10);
+    let mut clients: Vec<_> = (0..12).map(|_| daemon.connect()).collect();
+    for client in &mut clients {
+        client.send(&request);
+        (1..BODY / part.len()).for_each(|_| client.send(&part));
+        client.send(&part[1..]);
+    }
+    // Half of what came would show beside what other tests take.
+    assert!(resident() < before + 6 * BODY, "{before} bytes became {}", resident());
+    for client in &mut clients {
+        client.send("x");
+        assert_eq!(client.reply().status, 403);
+        client.send("GET /next HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        assert_eq!(client.reply().body, "GET /next");
+    }
+}
+
 #[test]
 fn a_body_in_pieces_is_chunked() {
     let daemon = start(Limits::default());

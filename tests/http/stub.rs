@@ -14,6 +14,9 @@ pub const DOCUMENT: usize = 4 << 10;
 pub const PIECES: usize = 1000;
 pub const PIECE: usize = 8 << 10;
 
+/// Bytes that are part of the program.
+pub static PROGRAM: [u8; 8 << 20] = [b's'; 8 << 20];
+
 /// What became of the requests to a server.
 #[derive(Default)]
 pub struct Seen {
@@ -89,7 +92,8 @@ impl Service for Stub {
             thread::sleep(Duration::from_millis(300));
         }
         match target {
-            "/large" => plain(200, vec![b'x'; 8 << 20]),
+            "/large" | "/instant/large" => plain(200, vec![b'x'; 8 << 20]),
+            "/public/large" => plain(200, &PROGRAM[..]),
             "/body" | "/document" => plain(200, body.to_vec()),
             "/pieces" | "/instant/pieces" => plain(200, self.pieces()),
             "/broken-pieces" => plain(200, Pieces::new(|number| [b"piece"; 1][number].to_vec())),

@@ -29,6 +29,17 @@ impl Budget {
         self.busy.sum()
     }
 
+    /// Whether one more answer may be held.
+    ///
+    /// # Errors
+    /// Those that are held are too large: the reason, as a sentence for the client.
+    pub fn memory(&self, limits: &Limits) -> Result<(), &'static str> {
+        if self.unsent.sum() > limits.unsent_bytes {
+            return Err("Too many answers wait for clients to take them; try again.");
+        }
+        Ok(())
+    }
+
     /// Whether one more request may wait for a worker. `busy_of_share` counts those of the same
     /// address.
     ///
@@ -39,9 +50,7 @@ impl Budget {
     /// # Errors
     /// There is no room: the reason, as a sentence for the client.
     pub fn room(&self, limits: &Limits, busy_of_share: impl Fn() -> usize) -> Result<(), &'static str> {
-        if self.unsent.sum() > limits.unsent_bytes {
-            return Err("Too many answers wait for clients to take them; try again.");
-        }
+        self.memory(limits)?;
         let most = |connections: usize| (connections - connections.div_ceil(4)).max(1);
         let of_share = most(limits.per_address);
         let (busy, all) = (self.busy(), limits.connections);

@@ -264,9 +264,13 @@ impl<S: Service> Connections<S> {
     fn advance_body(&mut self, token: u64) -> GoesOn {
         let longest = parse::longest_request(&self.dispatcher.limits);
         let Some(conn) = self.slots.get(token) else { return false };
-        let State::Body(Pending { body_length, .. }) = conn.state else { return false };
-        if conn.input.bytes.len() < body_length {
-            return self.receive(token, longest.max(body_length));
+        let State::Body(pending) = &mut conn.state else { return false };
+        if pending.drops_body {
+            pending.body_length -= conn.input.drop_some(pending.body_length);
+        }
+        let missing = pending.body_length;
+        if conn.input.bytes.len() < missing {
+            return self.receive(token, longest.max(missing));
         }
         if let State::Body(pending) = std::mem::replace(&mut conn.state, State::Idle) {
             self.dispatch(token, pending);
@@ -298,7 +302,8 @@ impl<S: Service> Connections<S> {
             pending.shape.close = true;
             (Vec::new(), Then::Linger)
         } else {
-            (conn.input.take(pending.body_length), conn.then(&pending.shape))
+            let body = conn.input.take(pending.body_length, pending.drops_body);
+            (body, conn.then(&pending.shape))
         };
         let busy_of_share = || busy_of(&self.slots, share);
         match self.dispatcher.decide(pending, body, busy_of_share, self.now) {

@@ -15,6 +15,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
+/// An answer at once of no more bytes than this may always be made: there are never more of them than
+/// connections.
+const SMALL: usize = 4 << 10;
+
 /// What decides on requests.
 pub(super) struct Dispatcher<S: Service> {
     pub service: Arc<S>,
@@ -65,8 +69,11 @@ impl<S: Service> Dispatcher<S> {
         };
         let target = head.target.to_owned();
         let request = Request { method: head.method, target, peer, caller: verdict.caller };
+        let takes_body = |call: &Call<_>| call.body > 0 || self.limits.body_bytes > 0;
+        let drops_body = !matches!(&plan, Plan::Call(call) if takes_body(call));
         let is_held_back = head.expects_continue && head.body_length > 0;
-        Ok(Pending { request, plan, shape, body_length: head.body_length, is_held_back })
+        let body_length = head.body_length;
+        Ok(Pending { request, plan, shape, body_length, drops_body, is_held_back })
     }
 
     /// Goes on with a request that is complete. `busy_of_share` counts the requests of the same
@@ -79,7 +86,7 @@ impl<S: Service> Dispatcher<S> {
         now: Instant,
     ) -> Outcome<S::Action> {
         let Pending { request, plan, shape, .. } = pending;
-        let Call { action, class, body: wanted } = match plan {
+        let Call { action, class, .. } = match plan {
             Plan::Call(call) => call,
             Plan::Preflight => {
                 return Outcome::Answer(respond(&*self.service, &shape, preflight_answer));
@@ -91,11 +98,13 @@ impl<S: Service> Dispatcher<S> {
                 return Outcome::Answer(self.refuse(&shape, refusal));
             }
         };
-        // A body that nobody asked for is dropped.
-        let body = if wanted > 0 || self.limits.body_bytes > 0 { body } else { Vec::new() };
         if matches!(class, Class::Public | Class::Instant) {
-            let answer = || self.service.answer(&action, &body);
-            return Outcome::Answer(respond(&*self.service, &shape, answer));
+            let answer = respond(&*self.service, &shape, || self.service.answer(&action, &body));
+            let is_small = answer.as_ref().is_none_or(|answer| answer.bytes.len() <= SMALL);
+            return Outcome::Answer(match self.budget.memory(&self.limits) {
+                Err(message) if !is_small => self.refuse(&shape, Refusal { status: 503, message }),
+                _ => answer,
+            });
         }
         let work = Work { request, action, class, body, shape, since: now };
         let room = self.budget.room(&self.limits, busy_of_share);

@@ -76,6 +76,23 @@ fn type_caching_and_fields_are_the_responses_own() {
         assert_eq!(got.matches(&format!("\r\n{field}\r\n")).count(), 1, "{got}");
     }
     assert!(!got.contains("no-store"), "{got}");
+    // For pages of an allowed origin it would be another answer.
+    assert_eq!(got.matches("\r\nVary: Origin\r\n").count(), 1, "{got}");
+    assert!(!text(plain("x"), false, false).contains("Vary"));
+}
+
+#[test]
+fn a_large_part_of_the_program_is_not_copied() {
+    static LARGE: [u8; COPIED + 1] = [b's'; COPIED + 1];
+    let rendered = |head_only| render(plain(&LARGE[..]), &Shape { head_only, ..Shape::default() });
+    let Rendered { bytes, rest, .. } = rendered(false);
+    assert!(bytes.ends_with(format!("\r\nContent-Length: {}\r\n\r\n", LARGE.len()).as_bytes()));
+    let mut rest = rest.unwrap();
+    assert!(!rest.ends_with_connection());
+    let Next::Last(body) = rest.next() else { panic!("{rest:?}") };
+    assert_eq!(body.as_ptr(), LARGE.as_ptr());
+    assert_eq!((*rendered(true).bytes).len(), bytes.len());
+    assert!(rendered(true).rest.is_none());
 }
 
 /// The head, and what the pieces add to it; `None` if that breaks off.
