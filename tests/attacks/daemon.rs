@@ -23,11 +23,14 @@ pub const ATTACKERS: u32 = 4;
 /// How long an attack lasts at least: longer than the deadlines of the daemon.
 pub const ATTACK: Duration = Duration::from_secs(6);
 
+/// How long an attack lasts at most: a slow machine takes longer to make its connections.
+const LONGEST: Duration = Duration::from_secs(180);
+
 /// Between two looks at what is waited for.
 pub const PAUSE: Duration = Duration::from_millis(10);
 
-/// The daemon answers or ends within this time.
-pub const START: Duration = Duration::from_secs(3);
+/// The daemon answers or ends within this time, also on a busy machine.
+pub const START: Duration = Duration::from_secs(30);
 
 /// The daemon's resident memory at its highest, in KiB.
 const MOST_MEMORY: u64 = 64 << 10;
@@ -147,13 +150,14 @@ impl Daemon {
     }
 
     /// Runs `attack` in several threads, each until the flag is set, and checks the daemon
-    /// meanwhile. The attack must make `least` connections.
+    /// meanwhile: for this time, and for as long as it takes until `least` connections were made.
     pub fn under(&self, time: Duration, least: u64, attack: impl Fn(u32, &AtomicBool) + Sync) {
         let attackers = self.attackers.load(Ordering::Relaxed);
         let kernel_memory = tcp_memory();
         let mut most_kernel_memory = 0;
         let threads = self.proc_status("Threads");
         let over = AtomicBool::new(false);
+        let made = || self.attackers.load(Ordering::Relaxed) - attackers;
         let begin = Instant::now();
         let (mut served, mut tried) = (0, 0);
         thread::scope(|scope| {
@@ -161,7 +165,11 @@ impl Daemon {
                 let (attack, over) = (&attack, &over);
                 scope.spawn(move || attack(number, over));
             }
-            while tried < PROBES || begin.elapsed() < time {
+            while tried < PROBES || begin.elapsed() < time || made() < least {
+                if begin.elapsed() > LONGEST {
+                    over.store(true, Ordering::Relaxed);
+                    panic!("only {} attackers came through", made());
+                }
                 tried += 1;
                 served += usize::from(self.probe());
                 assert_eq!(self.proc_status("Threads"), threads);
@@ -178,12 +186,11 @@ impl Daemon {
         let memory = self.proc_status("VmHWM");
         assert!(memory <= MOST_MEMORY, "{memory} KiB were resident");
         assert!(most_kernel_memory <= MOST_KERNEL_MEMORY, "the kernel held {most_kernel_memory} KiB");
-        let attackers = self.attackers.load(Ordering::Relaxed) - attackers;
-        assert!(attackers >= least, "only {attackers} attackers came through");
         println!(
-            "{served} of {tried} served in {:?} beside {attackers} attackers, {threads} threads, \
+            "{served} of {tried} served in {:?} beside {} attackers, {threads} threads, \
              at most {memory} KiB and {most_kernel_memory} KiB of the kernel's",
-            begin.elapsed()
+            begin.elapsed(),
+            made()
         );
     }
 

@@ -5,7 +5,7 @@
 //! kernel's memory for its connections, and the number of its threads are checked throughout. If
 //! nothing else is said, half of the attackers come from the address of the honest clients and the
 //! others from other addresses. An attacker whose connection is closed connects again at once.
-//! Each attack must reach a number of connections, so that it is one.
+//! Each attack goes on until it has made a number of connections, so that it is one.
 
 mod daemon;
 
