@@ -102,7 +102,9 @@ impl<S: Service> Dispatcher<S> {
             let answer = respond(&*self.service, &shape, || self.service.answer(&action, &body));
             let is_small = answer.as_ref().is_none_or(|answer| answer.bytes.len() <= SMALL);
             return Outcome::Answer(match self.budget.memory(&self.limits) {
-                Err(message) if !is_small => self.refuse(&shape, Refusal { status: 503, message }),
+                Err(message) if !is_small => {
+                    self.refuse(&shape, Refusal { status: 503, message: message.into() })
+                }
                 _ => answer,
             });
         }
