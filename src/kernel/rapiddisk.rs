@@ -102,10 +102,9 @@ fn manage(root: &Root, command: &str) -> Result<()> {
 }
 
 /// The disks the module lists. It lists into one page, so with some 150 disks
-/// and more the rest is missing.
-pub fn devices(root: &Root) -> Result<Vec<Row>> {
-    let text = root.attribute(DEVICES)?;
-    Ok(text.map(|text| parse_devices(&text)).unwrap_or_default())
+/// and more the rest is missing. `None` if the module is not loaded.
+pub fn devices(root: &Root) -> Result<Option<Vec<Row>>> {
+    Ok(root.attribute(DEVICES)?.map(|text| parse_devices(&text)))
 }
 
 fn parse_devices(text: &str) -> Vec<Row> {

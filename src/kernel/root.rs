@@ -1,7 +1,7 @@
 //! Where the kernel's file systems are found, and how their small text files are read.
 
-use std::fs;
-use std::io::Read;
+use std::fs::File;
+use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -34,9 +34,11 @@ impl Root {
     /// Reads a text file of the kernel's.
     pub fn text(&self, below: impl AsRef<Path>) -> Result<String> {
         let path = self.path(below);
-        let mut bytes = Vec::new();
-        fs::File::open(&path)
-            .and_then(|file| file.take(TEXT_MAX).read_to_end(&mut bytes))
+        // Nearly all are read in one call then, and the next one finds the end.
+        let mut bytes = Vec::with_capacity(4096);
+        open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(io::Error::from)
+            .and_then(|file| File::from(file).take(TEXT_MAX).read_to_end(&mut bytes))
             .map_err(|error| Error::new(format!("read {}", path.display()), &error))?;
         Ok(String::from_utf8(bytes)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
@@ -173,6 +175,8 @@ fn failed(verb: &str, path: &Path) -> impl Fn(Errno) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -45,14 +45,14 @@ impl Module {
 
     /// What the module lists by itself. The module holds a lock of its own while it lists, and while
     /// it frees a disk. So while a disk is being destroyed this list is not asked for, and each disk
-    /// is looked at instead: a read does not wait for a change.
-    fn listed(&self, root: &Root) -> Result<HashMap<DiskName, rapiddisk::Row>> {
+    /// is looked at instead: a read does not wait for a change. `None` if the module is not loaded.
+    fn listed(&self, root: &Root) -> Result<Option<HashMap<DiskName, rapiddisk::Row>>> {
         let closed = self.closed();
         if !closed.is_empty() {
-            return Ok(HashMap::new());
+            return Ok(Some(HashMap::new()));
         }
         let rows = rapiddisk::devices(root).cannot("list the RAM disks")?;
-        Ok(rows.into_iter().map(|row| (DiskName(row.number), row)).collect())
+        Ok(rows.map(|rows| rows.into_iter().map(|row| (DiskName(row.number), row)).collect()))
     }
 
     /// Asks the device itself; `None` if it is gone. A disk that is being destroyed right now counts
@@ -83,10 +83,7 @@ impl Driver for Module {
     }
 
     fn list(&self, root: &Root) -> Result<Vec<RamDisk>> {
-        if !self.is_loaded(root)? {
-            return Ok(Vec::new());
-        }
-        let mut listed = self.listed(root)?;
+        let Some(mut listed) = self.listed(root)? else { return Ok(Vec::new()) };
         let mut disks = Vec::new();
         for (name, device) in self.devices(root)? {
             let look = match listed.remove(&name) {
