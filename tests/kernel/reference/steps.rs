@@ -70,7 +70,7 @@ const LONG: &str = include_str!("long.txt");
 pub const STEPS: [Step; 91] = [
     get("/v1/checkServiceStatus", "", &["status"]),
     other("HEAD", "/v1/checkServiceStatus"),
-    get("/v1/checkServiceStatus?x=1", "", &["status"]),
+    get("/v1/checkServiceStatus?x=1", "", &[]),
     get("/v1/listAllResources", "", &["device", "size", "vendor", "model", "mem_total"]),
     get("/v1/listRapidDiskVolumes", "", DISK),
     get("/v1/listRapidDiskVolumes", "rd0, 1 MiB written", DISK),
