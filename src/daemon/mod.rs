@@ -14,6 +14,7 @@ mod recovery;
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use log::{LevelFilter, debug, info, warn};
@@ -32,6 +33,9 @@ use crate::logger::Logger;
 use crate::storage::{Machine, Storage};
 use background::spawn;
 use notify::Manager;
+
+/// Between two looks at what removed RAM disks left.
+const TIDYING: Duration = Duration::from_secs(2);
 
 /// How long a request of the watchdog to the daemon may take.
 const PROBE_PATIENCE: Duration = Duration::from_secs(5);
@@ -68,6 +72,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
         recovery::repair(&storage, lock);
     }
     watch_health(&storage);
+    keep_tidy(&storage);
 
     // Not earlier: until here a signal ends the process at once, even while the repair waits for
     // the kernel. The next start goes on with the repair.
@@ -98,6 +103,22 @@ fn watch_health(storage: &Arc<Storage>) {
     let watched = Arc::clone(storage);
     if let Err(error) = spawn("watch", move || watched.watch.keep_health_fresh()) {
         warn!("the status will not change: {error}");
+    }
+}
+
+/// Removes again and again, in a thread, what removed RAM disks left.
+fn keep_tidy(storage: &Arc<Storage>) {
+    let kept = Arc::clone(storage);
+    let work = move || {
+        loop {
+            thread::sleep(TIDYING);
+            if let Err(error) = kept.disks.tidy() {
+                debug!("{error}");
+            }
+        }
+    };
+    if let Err(error) = spawn("tidy", work) {
+        warn!("loop devices that are not needed any more stay: {error}");
     }
 }
 

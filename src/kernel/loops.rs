@@ -4,12 +4,13 @@
 use std::ffi::c_void;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};
+use std::thread;
 
 use rustix::io::Errno;
 use rustix::ioctl::{Getter, Ioctl, IoctlOutput, NoArg, Opcode, Setter, ioctl};
 
 use super::block::{self, Dev, Mode};
-use super::{Error, Result, Root};
+use super::{Dir, Error, Result, Root};
 
 const CONTROL: &str = "dev/loop-control";
 
@@ -18,13 +19,21 @@ const SET_STATUS64: Opcode = 0x4C04;
 const GET_STATUS64: Opcode = 0x4C05;
 const SET_CAPACITY: Opcode = 0x4C07;
 const CONFIGURE: Opcode = 0x4C0A;
-const CTL_GET_FREE: Opcode = 0x4C82;
+const CTL_ADD: Opcode = 0x4C80;
+const CTL_REMOVE: Opcode = 0x4C81;
 
 const AUTOCLEAR: u32 = 4;
 const DIRECT_IO: u32 = 16;
 
-/// How often another program may take the free device, or remove it, before this one has it.
-const ATTEMPTS: usize = 64;
+/// The devices that this program adds have this number or a higher one. Those below are left to other programs,
+/// which take the lowest free number.
+const FIRST: u32 = 1024;
+
+/// How many numbers are tried for one device. Another program may have it, or it may be removed at the moment.
+const ATTEMPTS: u32 = 8;
+
+/// Removals that wait at the same time, each some 50 ms for all processors.
+const REMOVALS: usize = 8;
 
 /// `struct loop_info64`.
 #[repr(C)]
@@ -72,24 +81,27 @@ const EMPTY: Info = Info {
     init: [0; 2],
 };
 
-/// Gives the number of a device that is free now.
-struct GetFree;
+/// Adds or removes the device of a number.
+struct Control {
+    opcode: Opcode,
+    number: u32,
+}
 
-// SAFETY: LOOP_CTL_GET_FREE takes no argument and answers with its return value.
-unsafe impl Ioctl for GetFree {
-    type Output = i32;
+// SAFETY: LOOP_CTL_ADD and LOOP_CTL_REMOVE take the number itself as their argument.
+unsafe impl Ioctl for Control {
+    type Output = ();
     const IS_MUTATING: bool = false;
 
     fn opcode(&self) -> Opcode {
-        CTL_GET_FREE
+        self.opcode
     }
 
     fn as_ptr(&mut self) -> *mut c_void {
-        std::ptr::null_mut()
+        std::ptr::without_provenance_mut(self.number as usize)
     }
 
-    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut c_void) -> rustix::io::Result<i32> {
-        Ok(out)
+    unsafe fn output_from_ptr(_: IoctlOutput, _: *mut c_void) -> rustix::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -101,19 +113,26 @@ pub fn is_loaded(root: &Root) -> Result<bool> {
 /// The attached devices by the kernel's names, each with its file as the kernel
 /// shows the path.
 pub fn attached(root: &Root) -> Result<Vec<(String, String)>> {
+    let Some(dir) = devices(root)? else { return Ok(Vec::new()) };
     let mut found = Vec::new();
-    for name in block::disks(root)?.into_iter().filter(|name| name.starts_with("loop")) {
-        found.extend(backing(root, &name)?.map(|file| (name, file)));
+    for name in dir.names()?.into_iter().filter(|name| name.starts_with("loop")) {
+        found.extend(dir.attribute(&format!("{name}/loop/backing_file"))?.map(|file| (name, file)));
     }
     Ok(found)
+}
+
+/// The directory of all loop devices; the short way to them where there is one.
+fn devices(root: &Root) -> Result<Option<Dir>> {
+    match root.dir("sys/devices/virtual/block")? {
+        None => root.dir("sys/block"),
+        short => Ok(short),
+    }
 }
 
 /// The file of a loop device; `None` where it is not attached. The device itself is not asked: that takes
 /// opening it, and an open device may not go away.
 pub fn backing(root: &Root, name: &str) -> Result<Option<String>> {
-    let text = root.text_if_there(format!("sys/block/{name}/loop/backing_file"))?;
-    // The name of a file may end with any other blank.
-    Ok(text.map(|text| text.strip_suffix('\n').unwrap_or(&text).to_owned()))
+    root.attribute(format!("sys/block/{name}/loop/backing_file"))
 }
 
 /// Whether a loop device ends before its file does.
@@ -136,16 +155,26 @@ pub fn stands_on(root: &Root, name: &str) -> Result<Option<Dev>> {
     }
 }
 
-/// Attaches a free device to a file, for reading and writing, past the page cache
-/// of the file where its file system can do that. Gives the device's name and a
-/// claim on it: nobody else has mounted it or stacks on it yet.
-pub fn attach(root: &Root, file: &File) -> Result<(String, File)> {
+/// Attaches a device to a file, for reading and writing, past the page cache of the file where its file system
+/// can do that. Gives the device's name and a claim on it: nobody else has mounted it or stacks on it yet.
+///
+/// The device is added if it is not there. Its number follows from `place`, which counts from 0 and is the
+/// caller's own, so that no free device has to be looked for. If that device is taken, it is the one `places`
+/// further on, and so forth.
+pub fn attach(root: &Root, file: &File, place: u32, places: u32) -> Result<(String, File)> {
     let control = control(root)?;
+    let first = first(root)?;
     let mut attempts = 0..ATTEMPTS;
     loop {
-        let is_last = attempts.next().is_none();
-        // SAFETY: see GetFree.
-        let number = unsafe { ioctl(&control, GetFree) }.map_err(failed("LOOP_CTL_GET_FREE"))?;
+        let attempt = attempts.next().unwrap_or(ATTEMPTS);
+        let is_last = attempt == ATTEMPTS;
+        let number = first + place + attempt * places;
+        // SAFETY: see Control.
+        match unsafe { ioctl(&control, Control { opcode: CTL_ADD, number }) } {
+            // One that is free since its last user left it, or that somebody has.
+            Err(Errno::EXIST) => {}
+            added => added.map_err(failed("LOOP_CTL_ADD"))?,
+        }
         let name = format!("loop{number}");
         let disk = match block::open(root, &name, Mode::ClaimWrite) {
             Err(error) if !is_last && (error.is(Errno::BUSY) || error.is_gone()) => continue,
@@ -205,6 +234,52 @@ pub fn follow_size(disk: &File) -> Result<()> {
     unsafe { ioctl(disk, NoArg::<SET_CAPACITY>::new()) }.map_err(failed("LOOP_SET_CAPACITY"))
 }
 
+/// Removes the devices that were added by this program, or by an earlier run of it, and that are free and open
+/// nowhere. Returns whether all that are free are gone.
+///
+/// They are known by their numbers, see [`FIRST`]. The kernel refuses to remove a device that is in use.
+pub fn remove_free(root: &Root) -> Result<bool> {
+    if !is_loaded(root)? {
+        return Ok(true);
+    }
+    let Some(dir) = devices(root)? else { return Ok(true) };
+    let first = first(root)?;
+    let mut free = Vec::new();
+    for name in dir.names()? {
+        let number = name.strip_prefix("loop").and_then(|number| number.parse().ok());
+        if let Some(number) = number.filter(|&number| number >= first)
+            && !dir.exists(&format!("{name}/loop"))?
+        {
+            free.push(number);
+        }
+    }
+    let control = control(root)?;
+    let remove = |number: &u32| {
+        // SAFETY: see Control.
+        match unsafe { ioctl(&control, Control { opcode: CTL_REMOVE, number: *number }) } {
+            Err(Errno::BUSY) => Ok(false),
+            // Somebody else was faster.
+            Err(Errno::NODEV) => Ok(true),
+            removed => removed.map(|()| true).map_err(failed("LOOP_CTL_REMOVE")),
+        }
+    };
+    let all = |numbers: &[u32]| numbers.iter().try_fold(true, |all, number| Ok(remove(number)? && all));
+    thread::scope(|scope| {
+        let start = |numbers| thread::Builder::new().spawn_scoped(scope, move || all(numbers));
+        let started: Vec<_> = free.chunks(free.len().div_ceil(REMOVALS).max(1)).map(start).collect();
+        started.into_iter().try_fold(true, |all, started| {
+            let removals = started.map_err(|error| Error::new("start a thread", &error))?;
+            Ok(removals.join().unwrap_or(Ok(false))? && all)
+        })
+    })
+}
+
+/// The lowest number of a device that this program adds. The kernel made those below `max_loop` when it started.
+fn first(root: &Root) -> Result<u32> {
+    let made = root.attribute("sys/module/loop/parameters/max_loop")?;
+    Ok(made.and_then(|made| made.trim().parse().ok()).map_or(FIRST, |made: u32| made.max(FIRST)))
+}
+
 /// Opens the driver, which loads its module where the kernel can. ENOENT, ENODEV or
 /// ENXIO: it is not loaded.
 pub fn control(root: &Root) -> Result<File> {
@@ -229,4 +304,24 @@ fn change(disk: &File, change: impl FnOnce(&mut Info)) -> Result<()> {
 
 fn failed(what: &'static str) -> impl Fn(Errno) -> Error {
     move |errno| Error::new(format!("ioctl {what}"), &errno.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_devices_that_the_kernel_made_at_its_start_are_not_counted_as_added() {
+        let dir = std::env::temp_dir().join(format!("rapiddiskd-loops-{}", std::process::id()));
+        let root = Root::new(&dir);
+        assert_eq!(first(&root), Ok(1024));
+        fs::create_dir_all(dir.join("sys/module/loop/parameters")).unwrap();
+        for (made, number) in [("0\n", 1024), ("8\n", 1024), ("1024\n", 1024), ("4096\n", 4096)] {
+            fs::write(dir.join("sys/module/loop/parameters/max_loop"), made).unwrap();
+            assert_eq!(first(&root), Ok(number), "{made:?}");
+        }
+        fs::remove_dir_all(dir).unwrap();
+    }
 }

@@ -43,13 +43,12 @@ pub fn is_mounted(root: &Root) -> Result<bool> {
     Ok(stat.f_type as u64 == TMPFS && dev(&dir.join(".."))? != dev(&dir)?)
 }
 
-/// Mounts it if it is not mounted, for root alone; gives it room for `bytes`, and for
-/// what its files may grow to.
+/// Mounts it if it is not mounted, for root alone; gives it room for `bytes`, which must be no less than what
+/// its files may grow to: a file system that is full below that would be full too early.
 pub fn mount_for(root: &Root, bytes: u64) -> Result<()> {
     let dir = root.path(DIR);
     let context = |error: io::Error| Error::new(format!("mount a tmpfs on {}", dir.display()), &error);
-    // A file system that is full below its limit would be full too early.
-    let size = bytes.max(promised(root)?).next_multiple_of(rustix::param::page_size() as u64);
+    let size = bytes.next_multiple_of(rustix::param::page_size() as u64);
     if is_mounted(root)? {
         let stat = statfs(&dir).map_err(|errno| context(errno.into()))?;
         if stat.f_blocks.checked_mul(stat.f_bsize as u64) == Some(size) {
@@ -65,6 +64,29 @@ pub fn mount_for(root: &Root, bytes: u64) -> Result<()> {
 /// The names of its files.
 pub fn names(root: &Root) -> Result<Vec<String>> {
     if is_mounted(root)? { root.names(DIR) } else { Ok(Vec::new()) }
+}
+
+/// The files with their lengths in bytes.
+pub fn lengths(root: &Root) -> Result<Vec<(String, u64)>> {
+    if !is_mounted(root)? {
+        return Ok(Vec::new());
+    }
+    let Some(dir) = root.dir(DIR)? else { return Ok(Vec::new()) };
+    let look = |name: String| Ok(dir.length(&name)?.map(|length| (name, length)));
+    dir.names()?.into_iter().filter_map(|name| look(name).transpose()).collect()
+}
+
+/// Whether there is anything else in it than `files` files with names: somebody may have unlinked a file, which
+/// lives on for as long as its device.
+pub fn has_unlinked(root: &Root, files: usize) -> Result<bool> {
+    let dir = root.path(DIR);
+    let failed = |errno: Errno| Error::new(format!("look at {}", dir.display()), &errno.into());
+    if !is_mounted(root)? {
+        return Ok(false);
+    }
+    let stat = statfs(&dir).map_err(failed)?;
+    // The directory itself counts.
+    Ok(stat.f_files.checked_sub(stat.f_ffree) != Some(files as u64 + 1))
 }
 
 /// Makes an empty file of `bytes` bytes. EEXIST: the name is taken.
@@ -128,15 +150,6 @@ pub fn remove(root: &Root, name: &str) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// What its files may hold together, in bytes.
-pub fn promised(root: &Root) -> Result<u64> {
-    let mut sum: u64 = 0;
-    for name in names(root)? {
-        sum = sum.saturating_add(stat(root, &name)?.map_or(0, |node| node.len()));
-    }
-    Ok(sum)
 }
 
 /// The memory that a file holds, in bytes; `None` if it is gone.

@@ -125,6 +125,13 @@ impl Dir {
         exists(self.fd.as_fd(), Path::new(below))
     }
 
+    /// The length of a file in bytes; `None` if it is gone.
+    pub fn length(&self, below: &str) -> Result<Option<u64>> {
+        let failed = |errno| failed("look at", &self.path.join(below))(errno);
+        let stat = statat(&self.fd, below, AtFlags::SYMLINK_NOFOLLOW).map_err(failed);
+        Ok(unless_gone(stat)?.map(|stat| stat.st_size as u64))
+    }
+
     /// As [`Root::attribute`].
     pub fn attribute(&self, below: &str) -> Result<Option<String>> {
         attribute(self.fd.as_fd(), Path::new(below))

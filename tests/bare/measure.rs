@@ -4,14 +4,19 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rapiddiskd::client::Client;
 use rapiddiskd::http::Listen;
 use rapiddiskd::kernel::block::{self, Mode};
 use rapiddiskd::kernel::{Root, links, loops};
+
+/// Disks that are there while others are changed, and how many are changed in a round.
+const MANY: u32 = 1000;
+const CHANGES: u32 = 20;
 
 /// Disks of each measurement, and the size of each in bytes.
 const DISKS: u32 = 200;
@@ -23,6 +28,7 @@ fn main() {
     match arguments[0].as_str() {
         "start" => start(number(1), number(2) as u16, &arguments[3], &arguments[4..]),
         "disks" => disks(number(1), number(2) as u16),
+        "many" => many(number(1), number(2) as u16, &arguments[3]),
         other => panic!("no such measurement: {other}"),
     }
 }
@@ -48,8 +54,7 @@ fn start(rounds: u32, port: u16, program: &str, arguments: &[String]) {
             std::thread::yield_now();
         }
         let time = begin.elapsed();
-        child.kill().expect("the program ends");
-        child.wait().expect("the program ends");
+        end(&mut child);
         time
     };
     println!("{:9.2}  {program}", median((0..rounds).map(once).collect()).as_secs_f64() * 1000.0);
@@ -63,6 +68,90 @@ fn answers(port: u16) -> bool {
         stream.read(&mut [0; 12])
     };
     ask().is_ok_and(|length| length == 12)
+}
+
+/// Changes of one RAM disk beside many others, and a start with them.
+fn many(rounds: u32, port: u16, program: &str) {
+    let client =
+        Client::new(&Listen::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))), Duration::from_secs(20));
+    let change = |path: &str| {
+        let begin = Instant::now();
+        let reply = client.call("POST", &format!("/v1/{path}")).expect("an answer");
+        let time = begin.elapsed();
+        assert_eq!(reply.status, 200, "{}", String::from_utf8_lossy(&reply.body));
+        time
+    };
+    let socket_path = std::env::temp_dir().join(format!("measure-{}", std::process::id()));
+    let socket = UnixDatagram::bind(&socket_path).expect("a socket");
+    let start = || {
+        let begin = Instant::now();
+        let child = Command::new(program)
+            .args([
+                "-l",
+                "127.0.0.1",
+                "-p",
+                &port.to_string(),
+                "--ram-driver",
+                "loop",
+                "--memory-limit",
+                "1T",
+            ])
+            .env("NOTIFY_SOCKET", &socket_path)
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program starts");
+        let mut message = [0; 64];
+        while !socket.recv(&mut message).is_ok_and(|length| message[..length].starts_with(b"READY=1")) {}
+        client.call("GET", "/v1/checkServiceStatus").expect("an answer");
+        (child, begin.elapsed())
+    };
+    let (mut daemon, _) = start();
+    for _ in 0..MANY {
+        change("createRapidDisk/1");
+    }
+    let disk = format!("rd{MANY}");
+    let changes = [
+        ("create", "createRapidDisk/2".to_owned()),
+        ("resize", format!("resizeRapidDisk/{disk}/4")),
+        ("lock", format!("lockRapidDisk/{disk}")),
+        ("unlock", format!("unlockRapidDisk/{disk}")),
+        ("flush", format!("flushRapidDisk/{disk}")),
+        ("remove", format!("removeRapidDisk/{disk}")),
+    ];
+    let mut times = vec![Vec::new(); changes.len()];
+    let mut starts = Vec::new();
+    for _ in 0..rounds {
+        for _ in 0..CHANGES {
+            changes.iter().zip(&mut times).for_each(|((_, path), times)| times.push(change(path)));
+        }
+        end(&mut daemon);
+        let (again, time) = start();
+        daemon = again;
+        starts.push(time);
+    }
+    println!("One RAM disk (loop) beside {MANY} others, median of {rounds}, in ms:");
+    let row = |name: &str, times: Vec<Duration>, target: f64| {
+        let time = median(times).as_secs_f64() * 1000.0;
+        let below = if time > target { format!("  BELOW: {time:.2} > {target}") } else { String::new() };
+        println!("{time:9.2}  {name}{below}");
+    };
+    for ((name, _), times) in changes.iter().zip(times) {
+        row(name, times, 3.0);
+    }
+    row("start of the daemon, until it is ready and answers", starts, 1000.0);
+    for number in 0..MANY {
+        change(&format!("removeRapidDisk/rd{number}"));
+    }
+    end(&mut daemon);
+    // At once, rather than in the daemon's own time.
+    assert_eq!(loops::remove_free(&Root::new("/")), Ok(true), "loop devices that stay");
+    fs::remove_file(socket_path).expect("the socket");
+}
+
+fn end(daemon: &mut Child) {
+    daemon.kill().expect("the program ends");
+    daemon.wait().expect("the program ends");
 }
 
 /// RAM disks behind loop devices, in turn over the API and by hand.
@@ -106,7 +195,7 @@ fn by_hand() {
     let (part, disk, link) = (dir.join("rd9.part"), dir.join("rd9"), Path::new("/dev/rd9"));
     let file = File::options().read(true).write(true).create_new(true).open(&part).expect("a file");
     file.set_len(SIZE).expect("its length");
-    let (device, claim) = loops::attach(&root, &file).expect("a loop device");
+    let (device, claim) = loops::attach(&root, &file, 9, 1024).expect("a loop device");
     links::make(link, &device).expect("a link");
     fs::rename(&part, &disk).expect("its name");
     drop(claim);

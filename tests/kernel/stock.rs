@@ -68,15 +68,18 @@ fn a_disk_is_a_file_that_only_root_can_reach_and_a_device_of_512_byte_blocks() {
 
 #[test]
 fn who_gets_the_device_of_a_removed_disk_gets_nothing_else_of_it() {
-    let guest = loop_guest(&[]);
+    let mut guest = loop_guest(&[]);
     assert_eq!(guest.disk(8), "rd0");
     let device = device("rd0");
     guest.change("lockRapidDisk/rd0");
     guest.change("removeRapidDisk/rd0");
+    // Before it removes the device, too.
+    guest.daemon().kill();
     sh(&format!("truncate -s 8M /tmp/test/file && /usr/sbin/losetup /dev/{device} /tmp/test/file"));
     write(&format!("/dev/{device}"), 0, &noise(1, MIB as usize));
     // The next disk on this loop device is not read-only.
     sh(&format!("blockdev --setro /dev/{device} && /usr/sbin/losetup -d /dev/{device}"));
+    guest.kill_and_restart();
     assert_eq!(guest.disk(8), "rd0");
     assert_eq!(guest.listed("rd0")["status"], "unlocked");
     write("/dev/rd0", 0, &noise(2, MIB as usize));
@@ -158,6 +161,7 @@ fn a_removal_that_leaves_its_link_says_so_and_the_next_start_removes_it() {
     assert_eq!((guest.disks().len(), used("rd0")), (1, None));
     assert_eq!(fs::read_link("/dev/rd0").expect("the link is left").to_str(), Some(&*device));
     // Its loop device is somebody else's now.
+    guest.daemon().kill();
     sh(&format!("truncate -s 8M /tmp/test/file && /usr/sbin/losetup /dev/{device} /tmp/test/file"));
     guest.kill_and_restart();
     assert!(fs::symlink_metadata("/dev/rd0").is_err(), "the link is still there");
@@ -172,7 +176,7 @@ fn a_tmpfs_that_cannot_be_looked_at_is_not_taken_as_missing() {
     guest.disk(8);
     write("/dev/rd0", 0, &noise(1, MIB as usize));
     let failing = injected(&mut guest, "statfs", "error=EIO");
-    for change in ["createRapidDisk/8", "removeRapidDisk/rd0", "flushRapidDisk/rd0"] {
+    for change in ["createRapidDisk/8", "resizeRapidDisk/rd0/16", "lockRapidDisk/rd1"] {
         guest.post(change).failure(500, &["os error 5"]);
     }
     drop(failing);
@@ -182,12 +186,40 @@ fn a_tmpfs_that_cannot_be_looked_at_is_not_taken_as_missing() {
     guest.change("removeRapidDisk/rd0");
 }
 
+/// How often the changes of a new disk look for the file of a loop device.
+fn looks_at_files(guest: &mut Guest) -> usize {
+    let tracer = traced(guest, "-Y -o /tmp/test/trace -e trace=open,openat");
+    let disk = guest.change("createRapidDisk/1")["device"].as_str().expect("a name").to_owned();
+    for (change, size) in
+        [("resize", "/3"), ("resize", "/2"), ("lock", ""), ("unlock", ""), ("flush", ""), ("remove", "")]
+    {
+        guest.change(&format!("{change}RapidDisk/{disk}{size}"));
+    }
+    drop(tracer);
+    let trace = fs::read_to_string("/tmp/test/trace").expect("the trace");
+    // Not what the daemon looks at beside its requests.
+    trace.lines().filter(|line| line.contains("<worker-") && line.contains("loop/backing_file")).count()
+}
+
+#[test]
+fn a_change_looks_at_its_own_disk_alone() {
+    let mut guest = loop_guest(&["--memory-limit", "200", "--workers", "2"]);
+    guest.disk(1);
+    let beside_one = looks_at_files(&mut guest);
+    assert!(beside_one > 0);
+    (1..30).for_each(|_| drop(guest.disk(1)));
+    assert_eq!(looks_at_files(&mut guest), beside_one);
+}
+
 /// Has something happen to the daemon's system calls of this kind (strace's `inject`), until dropped.
 fn injected(guest: &mut Guest, call: &str, what: &str) -> Process {
+    traced(guest, &format!("-o /dev/null -e trace={call} -e inject={call}:{what}"))
+}
+
+/// Traces the daemon with these options of strace, until dropped.
+fn traced(guest: &mut Guest, options: &str) -> Process {
     let pid = guest.daemon().pid();
-    let tracer = Process::start(&format!(
-        "exec strace -f -q -o /dev/null -p {pid} -e trace={call} -e inject={call}:{what}"
-    ));
+    let tracer = Process::start(&format!("exec strace -f -q -p {pid} {options}"));
     eventually("each thread is traced", || {
         names(&format!("/proc/{pid}/task")).iter().all(|task| {
             let status = sys(&format!("/proc/{pid}/task/{task}/status")).unwrap_or_default();

@@ -2,9 +2,9 @@
 
 use std::fs::File;
 
-use crate::kernel::block::{self, Dev};
+use crate::kernel::block::Dev;
 use crate::kernel::{self, Root};
-use crate::storage::error::{Cannot, Left, Result};
+use crate::storage::error::{Left, Result};
 use crate::storage::locks::Held;
 use crate::storage::names::DiskName;
 
@@ -37,6 +37,15 @@ pub struct Device<'a> {
     pub driver: &'a dyn Driver,
 }
 
+/// What the disks of a driver claim, those included that are being made or removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claims {
+    /// The names that are taken.
+    pub names: Vec<DiskName>,
+    /// The memory that they may take together, in bytes.
+    pub bytes: u64,
+}
+
 /// What became of a disk that was to shrink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shrunk {
@@ -55,6 +64,10 @@ pub trait Driver: Send + Sync {
     /// Whether the kernel has it now.
     fn is_loaded(&self, root: &Root) -> Result<bool>;
 
+    /// The kernel's name of one of its disks; `None` if it has no such disk. Where the disk is as this driver makes
+    /// it, no other disk is looked at.
+    fn find(&self, root: &Root, name: DiskName) -> Result<Option<String>>;
+
     /// Its disks and the kernel's names of them, in no order.
     fn devices(&self, root: &Root) -> Result<Vec<(DiskName, String)>>;
 
@@ -69,22 +82,8 @@ pub trait Driver: Send + Sync {
         Ok(self.name_of(root, device)?.is_some())
     }
 
-    /// Names that are taken although no disk has them.
-    fn leftovers(&self, _root: &Root) -> Result<Vec<DiskName>> {
-        Ok(Vec::new())
-    }
-
-    /// The memory that its disks may claim together, in bytes, those included that are being made or
-    /// removed.
-    fn promised(&self, root: &Root) -> Result<u64> {
-        let mut sum: u64 = 0;
-        for (name, device) in self.devices(root)? {
-            let size =
-                block::size_of_disk(root, &device).cannot(format_args!("ask for the size of {name}"))?;
-            sum = sum.saturating_add(size.unwrap_or(0));
-        }
-        Ok(sum)
-    }
+    /// What its disks claim.
+    fn claims(&self, root: &Root) -> Result<Claims>;
 
     /// How many disks it serves at most, and the advice for whoever wants more.
     fn most(&self, root: &Root) -> Result<(u32, &'static str)>;
@@ -119,10 +118,9 @@ pub trait Driver: Send + Sync {
     ) -> Vec<String> {
         Vec::new()
     }
-}
 
-/// The RAM disks among whole disks whose names in the kernel are their own.
-pub fn named_as_disks(root: &Root) -> Result<Vec<(DiskName, String)>> {
-    let named = |name: String| Some((DiskName::parse(&name)?, name));
-    Ok(block::disks(root).cannot("list the RAM disks")?.into_iter().filter_map(named).collect())
+    /// Removes what its disks left that costs nothing but a look: it is called every few moments.
+    fn tidy(&self, _root: &Root) -> Result<()> {
+        Ok(())
+    }
 }

@@ -10,7 +10,7 @@ use crate::storage::error::{Error, Result};
 
 /// Every driver, the preferred one first.
 fn all() -> Vec<Box<dyn Driver>> {
-    vec![Box::new(rapiddisk::Module::default()), Box::new(loops::Loops)]
+    vec![Box::new(rapiddisk::Module::default()), Box::new(loops::Loops::default())]
 }
 
 /// The driver that the administrator chose, by name.

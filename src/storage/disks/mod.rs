@@ -3,13 +3,14 @@
 mod driver;
 mod drivers;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
-pub use driver::{Device, Driver, RamDisk, Shrunk};
+pub use driver::{Claims, Device, Driver, RamDisk, Shrunk};
 pub use drivers::{Drivers, RamDriver};
 
 use super::error::{Cannot, Error, Left, Result};
@@ -62,9 +63,9 @@ impl Disks {
         let root = &self.machine.root;
         let driver = self.drivers.for_new(root)?;
         let _memory = self.machine.hold(vec![Key::Memory])?;
-        let there = self.devices()?;
-        self.check_memory(size.bytes(), 0)?;
-        let (name, _held) = self.free_name(driver, there)?;
+        let claims = self.claims()?;
+        self.check_memory(&claims, size.bytes(), 0)?;
+        let (name, _held) = self.free_name(driver, &claims)?;
         Undo::run(|undo| {
             driver.attach(root, name, size.bytes(), self.machine.memory_limit())?;
             undo.push(format!("making {name}"), move || {
@@ -91,18 +92,15 @@ impl Disks {
     fn free_name(
         &self,
         driver: &dyn Driver,
-        there: Vec<(DiskName, String, &dyn Driver)>,
+        claims: &[(&dyn Driver, Claims)],
     ) -> Result<(DiskName, Held<'_>)> {
-        let root = &self.machine.root;
-        let (most, advice) = driver.most(root)?;
-        let served = there.iter().filter(|(.., by)| by.name() == driver.name()).count();
+        let (most, advice) = driver.most(&self.machine.root)?;
+        let own = claims.iter().filter(|(by, _)| by.name() == driver.name());
+        let served: usize = own.map(|(_, claims)| claims.names.len()).sum();
         if served as u64 >= u64::from(most) {
             return Err(Error::Conflict(format!("there are {served} RAM disks and {advice}")));
         }
-        let mut taken: Vec<_> = there.into_iter().map(|(name, ..)| name).collect();
-        for driver in self.drivers.iter() {
-            taken.extend(driver.leftovers(root)?);
-        }
+        let taken: HashSet<_> = claims.iter().flat_map(|(_, claims)| &claims.names).collect();
         // A disk that is being removed at this moment still has its number.
         let hold = |name| self.machine.locks.try_hold(vec![Key::disk(name)]).map(|held| (name, held));
         (0..most).map(DiskName).filter(|name| !taken.contains(name)).find_map(hold).ok_or_else(|| {
@@ -121,7 +119,10 @@ impl Disks {
             return Err(usage::in_use(name, &User::Holder(cache)));
         }
         let new = size.bytes();
-        self.check_memory(new, disk.size)?;
+        // Giving memory back is always allowed.
+        if new > disk.size {
+            self.check_memory(&self.claims()?, new, disk.size)?;
+        }
         let mut left = Left::default();
         if new > disk.size {
             disk.driver.grow(root, &disk, new, self.machine.memory_limit())?;
@@ -232,13 +233,17 @@ impl Disks {
     /// A RAM disk that must exist.
     pub fn existing(&self, name: DiskName) -> Result<Device<'_>> {
         let root = &self.machine.root;
-        let mut found = self.devices()?.into_iter().filter(|(found, ..)| *found == name);
-        let Some((_, device, driver)) = found.next() else {
+        let mut found = Vec::new();
+        for driver in self.drivers.iter() {
+            found.extend(driver.find(root, name)?.map(|device| (device, driver)));
+        }
+        let mut found = found.into_iter();
+        let Some((device, driver)) = found.next() else {
             // Where no RAM disk can be, that is the reason.
             self.drivers.for_new(root)?;
             return Err(no_disk(name));
         };
-        if let Some((_, other, _)) = found.next() {
+        if let Some((other, _)) = found.next() {
             return Err(Error::Conflict(format!(
                 "there are two RAM disks {name}: {device} and {other}; remove one where it was made"
             )));
@@ -304,6 +309,11 @@ impl Disks {
         self.drivers.iter().flat_map(recover).collect()
     }
 
+    /// Removes what the disks left that does no harm. Says why it cannot.
+    pub fn tidy(&self) -> Result<()> {
+        self.drivers.iter().try_for_each(|driver| driver.tidy(&self.machine.root))
+    }
+
     fn claim_unused(&self, disk: &Device<'_>, mode: Mode) -> Result<File> {
         let claim = usage::claim_unused(&self.machine.root, disk.dev, disk.name, mode)?;
         // The kernel gives the numbers of loop devices to others again.
@@ -313,17 +323,19 @@ impl Disks {
         Ok(claim)
     }
 
+    /// What the disks of each driver claim.
+    fn claims(&self) -> Result<Vec<(&dyn Driver, Claims)>> {
+        let root = &self.machine.root;
+        self.drivers.iter().map(|driver| Ok((driver, driver.claims(root)?))).collect()
+    }
+
     /// Refuses `wanted` bytes, of which `given_up` are the caller's already, where all disks together
     /// would have more than the limit allows.
-    fn check_memory(&self, wanted: u64, given_up: u64) -> Result<()> {
+    fn check_memory(&self, claims: &[(&dyn Driver, Claims)], wanted: u64, given_up: u64) -> Result<()> {
         let limit = self.machine.memory_limit();
-        let mut others: u64 = 0;
-        for driver in self.drivers.iter() {
-            others = others.saturating_add(driver.promised(&self.machine.root)?);
-        }
-        let others = others.saturating_sub(given_up);
-        // Giving memory back is always allowed.
-        if wanted <= given_up || others.saturating_add(wanted) <= limit {
+        let sum = claims.iter().map(|(_, claims)| claims.bytes).fold(0, u64::saturating_add);
+        let others = sum.saturating_sub(given_up);
+        if others.saturating_add(wanted) <= limit {
             return Ok(());
         }
         Err(Error::NoMemory(format!(

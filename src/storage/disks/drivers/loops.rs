@@ -5,30 +5,37 @@
 //! called `rdN.part`; one renaming makes it a disk, or ends it. So whatever is found as `rdN` is a
 //! disk and is repaired, and whatever is found as `rdN.part` is none.
 
-use std::fs::File;
-use std::path::PathBuf;
+mod parts;
+mod recover;
 
-use rustix::io::Errno;
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parts::{
+    MOST, attached, check_place, device_over, disk_named, disk_of_file, file_of, is_over, link, linked, part,
+    sum, unlink,
+};
 
 use crate::kernel::block::{self, Mode};
-use crate::kernel::links::{self, Entry};
 use crate::kernel::{self, Root, loops, pool};
-use crate::storage::disks::driver::{Device, Driver, RamDisk, Shrunk};
+use crate::storage::disks::driver::{Claims, Device, Driver, RamDisk, Shrunk};
 use crate::storage::error::{Cannot, Error, Left, Result};
 use crate::storage::locks::Held;
 use crate::storage::names::DiskName;
 use crate::storage::undo::Undo;
-use crate::storage::usage;
 use crate::storage::wait::retry_busy;
 
-/// As many as the module takes.
-const MOST: u32 = 1024;
-
-/// What the name of a file ends with while the disk is being made or removed.
-const PART: &str = ".part";
-
 /// Loop devices over the private tmpfs.
-pub struct Loops;
+pub struct Loops {
+    /// Whether there may be devices that were left, by this daemon or an earlier one.
+    may_leave: AtomicBool,
+}
+
+impl Default for Loops {
+    fn default() -> Loops {
+        Loops { may_leave: true.into() }
+    }
+}
 
 impl Driver for Loops {
     fn name(&self) -> &'static str {
@@ -37,6 +44,24 @@ impl Driver for Loops {
 
     fn is_loaded(&self, root: &Root) -> Result<bool> {
         loops::is_loaded(root).cannot("look for the module loop")
+    }
+
+    /// By the link `/dev/rdN`, if the device that it leads to is over the file. Otherwise, and only if there is such
+    /// a file or one without a name, by a look at all devices.
+    fn find(&self, root: &Root, name: DiskName) -> Result<Option<String>> {
+        let file = name.to_string();
+        if let Some(device) = linked(root, name, &file)? {
+            return Ok(Some(device));
+        }
+        let may_be_there = || {
+            let names = pool::names(root)?;
+            Ok(names.contains(&file) || pool::has_unlinked(root, names.len())?)
+        };
+        if may_be_there().cannot(format_args!("look for {name}"))? {
+            device_over(root, &file)
+        } else {
+            Ok(None)
+        }
     }
 
     fn devices(&self, root: &Root) -> Result<Vec<(DiskName, String)>> {
@@ -74,20 +99,22 @@ impl Driver for Loops {
         Ok(file_of(root, device)?.is_some_and(|file| pool::name_in(root, &file).is_some()))
     }
 
-    fn leftovers(&self, root: &Root) -> Result<Vec<DiskName>> {
-        let name = |file: &String| DiskName::parse(file.strip_suffix(PART).unwrap_or(file));
-        Ok(files(root)?.iter().filter_map(name).collect())
-    }
-
-    fn promised(&self, root: &Root) -> Result<u64> {
-        let files = files(root)?;
-        let is_unlinked = |(name, _): &(DiskName, String)| !files.contains(&name.to_string());
+    /// From the files alone, unless somebody has unlinked one.
+    fn claims(&self, root: &Root) -> Result<Claims> {
         let what = "add up the sizes of the RAM disks";
-        let mut sum = pool::promised(root).cannot(what)?;
-        for (_, device) in self.devices(root)?.into_iter().filter(is_unlinked) {
-            sum = sum.saturating_add(block::size_of_disk(root, &device).cannot(what)?.unwrap_or(0));
+        let files = pool::lengths(root).cannot(what)?;
+        let names = files.iter().filter_map(|(file, _)| disk_named(file)).collect();
+        let mut claims = Claims { names, bytes: sum(&files) };
+        if pool::has_unlinked(root, files.len()).cannot(what)? {
+            for (name, device) in self.devices(root)? {
+                if !claims.names.contains(&name) {
+                    let size = block::size_of_disk(root, &device).cannot(what)?;
+                    claims.bytes = claims.bytes.saturating_add(size.unwrap_or(0));
+                    claims.names.push(name);
+                }
+            }
         }
-        Ok(sum)
+        Ok(claims)
     }
 
     fn most(&self, _root: &Root) -> Result<(u32, &'static str)> {
@@ -109,8 +136,8 @@ impl Driver for Loops {
             undo.push(format!("making the file of {name}"), move || {
                 pool::remove(root, &part(name)).cannot(format_args!("remove the file of {name}"))
             });
-            let (device, _claim) =
-                loops::attach(root, &file).cannot(format_args!("attach a loop device for {name}"))?;
+            let (device, _claim) = loops::attach(root, &file, name.0, MOST)
+                .cannot(format_args!("attach a loop device for {name}"))?;
             let again = device.clone();
             undo.push(format!("attaching {device}"), move || {
                 block::open(root, &again, Mode::Read)
@@ -124,6 +151,7 @@ impl Driver for Loops {
             pool::rename(root, &part(name), &name.to_string())
                 .cannot(format_args!("give the file of {name} its name"))
         })
+        .inspect_err(|_| self.may_leave.store(true, Ordering::Relaxed))
     }
 
     fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<Left> {
@@ -147,6 +175,7 @@ impl Driver for Loops {
         drop(claim);
         left.note(unlink(root, name).cannot(format_args!("remove the link /dev/{name}")));
         left.note(pool::remove(root, &part(name)).cannot(format_args!("remove the file of {name}")));
+        self.may_leave.store(true, Ordering::Relaxed);
         Ok(left)
     }
 
@@ -199,65 +228,19 @@ impl Driver for Loops {
         limit: u64,
         hold: &dyn Fn(DiskName) -> Option<Held<'a>>,
     ) -> Vec<String> {
-        let files = match pool::names(root) {
-            Ok(files) => files,
-            Err(error) => return vec![format!("the RAM disks could not be looked for: {error}")],
-        };
-        let mut said = remove_lost_links(root, hold);
-        if pool::is_mounted(root) == Ok(true)
-            && let Err(error) = pool::mount_for(root, limit)
-        {
-            said.push(format!("the tmpfs of the RAM disks keeps its size: {error}"));
-        }
-        for file in files {
-            let (name, is_part) = match file.strip_suffix(PART) {
-                Some(name) => (DiskName::parse(name), true),
-                None => (DiskName::parse(&file), false),
-            };
-            let Some(name) = name else { continue };
-            // A request is at work on it, or has been since the files were listed.
-            let Some(_held) = hold(name) else { continue };
-            if pool::held(root, &file) == Ok(None) {
-                continue;
-            }
-            match if is_part { recover_part(root, name) } else { recover_disk(root, name) } {
-                Ok(done) => said.extend(done.map(|done| format!("{name}: {done}"))),
-                Err(error) => said.push(format!("{name} could not be repaired: {error}")),
-            }
-        }
+        let said = recover::recover(root, limit, hold);
+        self.may_leave.store(true, Ordering::Relaxed);
         said
     }
-}
 
-/// Removes the links in `/dev` that were left of disks that are gone. The loop devices that they lead to may
-/// be somebody else's by now.
-fn remove_lost_links<'a>(root: &Root, hold: &dyn Fn(DiskName) -> Option<Held<'a>>) -> Vec<String> {
-    let names = match links::names(root) {
-        Ok(names) => names,
-        Err(error) => return vec![format!("lost links of RAM disks could not be looked for: {error}")],
-    };
-    let remove = |name: DiskName| {
-        let _held = hold(name)?;
-        let is_missing = |file: &str| pool::held(root, file) == Ok(None);
-        if !is_missing(&name.to_string()) || !is_missing(&part(name)) {
-            return None;
+    fn tidy(&self, root: &Root) -> Result<()> {
+        if self.may_leave.swap(false, Ordering::Relaxed) {
+            let is_done = loops::remove_free(root);
+            self.may_leave.fetch_or(is_done != Ok(true), Ordering::Relaxed);
+            is_done.cannot("remove the loop devices that are not needed")?;
         }
-        match links::look(&node(root, name)) {
-            Ok(Entry::Link(to)) if is_ours(&to) && !may_be_disk(root, name, &to) => {
-                let removed = links::remove(&node(root, name));
-                Some(match removed {
-                    Ok(()) => format!("/dev/{name} led to {to}, which is no RAM disk, and is removed"),
-                    Err(error) => {
-                        format!(
-                            "/dev/{name} leads to {to}, which is no RAM disk, and could not be removed: {error}"
-                        )
-                    }
-                })
-            }
-            _ => None,
-        }
-    };
-    names.iter().filter_map(|name| DiskName::parse(name)).filter_map(remove).collect()
+        Ok(())
+    }
 }
 
 /// Changes the file of a disk while no device is over it, since the kernel only takes off a device that nobody
@@ -275,194 +258,13 @@ fn while_detached<T>(
     drop(claim);
     let changed = change(&file);
     // Once more if the kernel had no memory for it, say: a disk is not to be lost for that.
-    let attached = recover_disk(root, name).or_else(|_| recover_disk(root, name)).and_then(|_| {
-        let device = device_over(root, &name.to_string())?.unwrap_or_default();
+    let again = |_| recover::recover_disk(root, name, device_over(root, &name.to_string())?);
+    let attached = recover::recover_disk(root, name, None).or_else(again).and_then(|_| {
+        let device = linked(root, name, &name.to_string())?.unwrap_or_default();
         let lock = || block::set_read_only(&block::open(root, &device, Mode::Read)?, true);
         if is_locked { lock().cannot(format_args!("lock {name} again")) } else { Ok(()) }
     });
     let mut left = Left::default();
     left.note(attached);
     Ok((changed?, left))
-}
-
-fn part(name: DiskName) -> String {
-    format!("{name}{PART}")
-}
-
-fn files(root: &Root) -> Result<Vec<String>> {
-    pool::names(root).cannot("list the files of the RAM disks")
-}
-
-fn attached(root: &Root) -> Result<Vec<(String, String)>> {
-    loops::attached(root).cannot("list the loop devices")
-}
-
-/// The RAM disk whose data is in a file, given the file's path as the kernel shows it.
-fn disk_of_file(root: &Root, file: &str) -> Option<DiskName> {
-    DiskName::parse(pool::name_in(root, file)?)
-}
-
-/// The file of a loop device, as the kernel shows its path; `None` for other devices.
-fn file_of(root: &Root, device: &str) -> Result<Option<String>> {
-    if !device.starts_with("loop") {
-        return Ok(None);
-    }
-    loops::backing(root, device).cannot(format_args!("look at {device}"))
-}
-
-/// Whether a device is over this file of the pool. If that cannot be read, it may be.
-fn is_over(root: &Root, device: &str, file: &str) -> bool {
-    match loops::backing(root, device) {
-        Ok(path) => path.is_some_and(|path| pool::name_in(root, &path) == Some(file)),
-        Err(_) => true,
-    }
-}
-
-/// The device over a file of the pool.
-fn device_over(root: &Root, file: &str) -> Result<Option<String>> {
-    let over = |(_, path): &(String, String)| pool::name_in(root, path) == Some(file);
-    Ok(attached(root)?.into_iter().find(over).map(|(device, _)| device))
-}
-
-/// Takes back a change that did not come to its end: what was half-made or half-removed goes. If
-/// somebody uses the disk, or may use it, it is a disk again.
-fn recover_part(root: &Root, name: DiskName) -> Result<Option<&'static str>> {
-    if let Some(device) = device_over(root, &part(name))? {
-        let dev = block::dev_of(root, &device).cannot(format_args!("look at {device}"))?;
-        let dev = dev.ok_or_else(|| Error::NotFound(format!("there is no {device} any more")))?;
-        let claim = usage::claim_unused(root, dev, &*device, Mode::Claim);
-        let is_used = match claim {
-            Ok(claim) => {
-                let detached = retry_busy(|| loops::detach_unused(&claim));
-                match detached.and_then(|()| block::set_read_only(&claim, false)) {
-                    Err(error) if error.is(Errno::BUSY) => true,
-                    done => done.cannot(format_args!("detach {device}")).map(|()| false)?,
-                }
-            }
-            Err(error @ Error::Kernel(..)) => return Err(error),
-            Err(_) => true,
-        };
-        if is_used {
-            pool::rename(root, &part(name), &name.to_string()).cannot("rename its file")?;
-            recover_disk(root, name)?;
-            return Ok(Some("is a disk again, since somebody uses it or may use it"));
-        }
-    }
-    unlink(root, name).and_then(|()| pool::remove(root, &part(name))).cannot("remove what was left of it")?;
-    Ok(Some("was half-made or half-removed, and is removed"))
-}
-
-/// Repairs a disk: it has a loop device as large as its file, which stays attached and to which
-/// `/dev/rdN` leads.
-fn recover_disk(root: &Root, name: DiskName) -> Result<Option<&'static str>> {
-    let file = pool::open(root, &name.to_string()).cannot("open its file")?;
-    let length = pool::length(&file).cannot("ask for the size of its file")?;
-    let mut done = None;
-    let device = match device_over(root, &name.to_string())? {
-        Some(device) => device,
-        None => {
-            done = Some("had lost its loop device, and has one again");
-            loops::attach(root, &file).cannot("attach a loop device to its file")?.0
-        }
-    };
-    let look = format!("look at {device}");
-    let size = block::size_of_disk(root, &device).cannot(&look)?;
-    if size != Some(length) || loops::ends_early(root, &device).cannot(&look)? {
-        done = Some("has the size of its file again");
-        block::open(root, &device, Mode::Read)
-            .and_then(|disk| loops::limit(&disk, 0).and_then(|()| loops::follow_size(&disk)))
-            .cannot("give it the size of its file")?;
-    }
-    if loops::detaches_itself(root, &device).cannot(&look)? {
-        done = Some("stays attached when it is closed");
-        block::open(root, &device, Mode::Read)
-            .and_then(|disk| loops::stay(&disk))
-            .cannot("keep it attached")?;
-    }
-    let entry = links::look(&node(root, name)).cannot(format_args!("look at /dev/{name}"))?;
-    if entry != Entry::Link(device.clone()) {
-        done = Some("had lost its link in /dev, and has it again");
-        check_place(root, name)?;
-        link(root, name, &device).cannot(format_args!("make /dev/{name}"))?;
-    }
-    Ok(done)
-}
-
-fn node(root: &Root, name: DiskName) -> PathBuf {
-    block::node(root, &name.to_string())
-}
-
-/// Refuses a name whose place in `/dev` is taken by something that is not ours, or by the disk of a
-/// daemon whose tmpfs cannot be seen from this mount namespace.
-fn check_place(root: &Root, name: DiskName) -> Result<()> {
-    let path = node(root, name);
-    let device = match links::look(&path).cannot(format_args!("look at {}", path.display()))? {
-        Entry::Missing => return Ok(()),
-        Entry::Link(to) if is_ours(&to) => to,
-        Entry::Link(_) | Entry::Other => {
-            return Err(Error::Conflict(format!("{} is there already; remove it first", path.display())));
-        }
-    };
-    if leads_out_of_sight(root, name, &device) {
-        return Err(Error::Conflict(format!(
-            "{} is a disk whose tmpfs is not mounted here; this service needs the mount namespace of the machine",
-            path.display()
-        )));
-    }
-    Ok(())
-}
-
-/// Whether the device is over a file that could be this disk's, and that is not in the pool seen here.
-fn leads_out_of_sight(root: &Root, name: DiskName, device: &str) -> bool {
-    let path = loops::backing(root, device).ok().flatten();
-    path.is_some_and(|path| is_named_as(name, &path) && pool::name_in(root, &path).is_none())
-}
-
-/// Whether the device is over a file that could be this disk's, wherever the file is. A device that cannot be
-/// looked at may be.
-fn may_be_disk(root: &Root, name: DiskName, device: &str) -> bool {
-    loops::backing(root, device).map_or(true, |path| path.is_some_and(|path| is_named_as(name, &path)))
-}
-
-/// Whether a file has the name of the file of this disk, given its path as the kernel shows it.
-fn is_named_as(name: DiskName, path: &str) -> bool {
-    let file = path.strip_suffix(" (deleted)").unwrap_or(path).rsplit('/').next();
-    file == Some(&name.to_string()) || file == Some(&part(name))
-}
-
-/// Whether a link in `/dev` that leads there is one that this driver makes.
-fn is_ours(to: &str) -> bool {
-    let number = to.strip_prefix("loop").unwrap_or_default();
-    !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-/// Makes the link, in the place of one of ours that leads elsewhere.
-fn link(root: &Root, name: DiskName, device: &str) -> kernel::Result<()> {
-    unlink(root, name)?;
-    links::make(&node(root, name), device)
-}
-
-/// Removes the link, if it is one of ours.
-fn unlink(root: &Root, name: DiskName) -> kernel::Result<()> {
-    let path = node(root, name);
-    match links::look(&path)? {
-        Entry::Link(to) if is_ours(&to) => links::remove(&path),
-        _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_whole_disk_is_one() {
-        let root = Root::new("/");
-        let name = |file: &str| disk_of_file(&root, &format!("/run/rapiddiskd/disks/{file}"));
-        assert_eq!(name("rd0"), Some(DiskName(0)));
-        assert_eq!(name("rd12 (deleted)"), Some(DiskName(12)));
-        for other in ["rd0.part", "rd00", "rd", "x", "rd0/x", ""] {
-            assert_eq!(name(other), None, "{other}");
-        }
-    }
 }

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use crate::kernel::block::{self, SECTOR};
 use crate::kernel::rapiddisk::{self, Look};
 use crate::kernel::{self, Root};
-use crate::storage::disks::driver::{Device, Driver, RamDisk, Shrunk, named_as_disks};
+use crate::storage::disks::driver::{Claims, Device, Driver, RamDisk, Shrunk};
 use crate::storage::error::{Cannot, Left, Result};
 use crate::storage::names::DiskName;
 use crate::storage::wait::retry_busy;
@@ -78,8 +78,18 @@ impl Driver for Module {
         rapiddisk::is_loaded(root).cannot("look for the module rapiddisk")
     }
 
+    fn find(&self, root: &Root, name: DiskName) -> Result<Option<String>> {
+        let dev = block::dev_of(root, &name.to_string()).cannot(format_args!("look for {name}"))?;
+        Ok(dev.map(|_| name.to_string()))
+    }
+
     fn devices(&self, root: &Root) -> Result<Vec<(DiskName, String)>> {
-        named_as_disks(root)
+        // Most hosts without the module have many other devices.
+        if !self.is_loaded(root)? {
+            return Ok(Vec::new());
+        }
+        let named = |name: String| Some((DiskName::parse(&name)?, name));
+        Ok(block::disks(root).cannot("list the RAM disks")?.into_iter().filter_map(named).collect())
     }
 
     fn list(&self, root: &Root) -> Result<Vec<RamDisk>> {
@@ -106,6 +116,17 @@ impl Driver for Module {
 
     fn name_of(&self, _root: &Root, device: &str) -> Result<Option<DiskName>> {
         Ok(DiskName::parse(device))
+    }
+
+    fn claims(&self, root: &Root) -> Result<Claims> {
+        let mut claims = Claims::default();
+        for (name, device) in self.devices(root)? {
+            let size =
+                block::size_of_disk(root, &device).cannot(format_args!("ask for the size of {name}"))?;
+            claims.bytes = claims.bytes.saturating_add(size.unwrap_or(0));
+            claims.names.push(name);
+        }
+        Ok(claims)
     }
 
     fn most(&self, root: &Root) -> Result<(u32, &'static str)> {
