@@ -27,23 +27,39 @@ unsafe extern "C" {
 }
 
 /// Opens a device as [`block::open`] does, and says whether nobody else has it open. Who has a partition open
-/// has its disk open too. device-mapper says how often a mapping is open; that takes no reading.
+/// has its disk open too.
 pub fn open(root: &Root, name: &str, mode: Mode) -> Result<(File, bool)> {
+    // udev looks into a device that was open for writing once that is closed, and would be an opener then.
+    let look = if mode == Mode::ClaimWrite { Mode::Claim } else { mode };
+    let mapping = block::mapped_name(root, name)?.and_then(|name| Name::new(&name));
+    let (device, is_alone) = match mapping {
+        // device-mapper shows its count, and a mapping that is suspended cannot be read.
+        Some(mapping) => {
+            let device = block::open(root, name, look)?;
+            (device, Control::open(root)?.info(&mapping)?.open_count <= 1)
+        }
+        None => open_after_last(root, name, look)?,
+    };
+    if !is_alone || look == mode {
+        return Ok((device, is_alone));
+    }
+    drop(device);
+    Ok((block::open(root, name, mode)?, true))
+}
+
+/// Opens, closes and opens a device. Says whether the closing was that of the last opener.
+fn open_after_last(root: &Root, name: &str, mode: Mode) -> Result<(File, bool)> {
     let failed = |errno: Errno| Error::new(format!("read the first page of {name}"), &errno.into());
     let page = rustix::param::page_size();
     let device = block::open(root, name, mode)?;
-    if let Some(mapping) = block::mapped_name(root, name)?.and_then(|name| Name::new(&name)) {
-        let count = Control::open(root)?.info(&mapping)?.open_count;
-        return Ok((device, count <= 1));
-    }
     let (_holds_page, pipe) = pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
     if splice(&device, Some(&mut 0), &pipe, None, page, SpliceFlags::empty()).map_err(failed)? == 0 {
         return Err(Error::strange(format!("read the first page of {name}")));
     }
     drop(device);
     let device = block::open(root, name, mode)?;
-    let is_alone = !is_first_page_cached(&device, page)?;
-    Ok((device, is_alone))
+    let is_cached = is_first_page_cached(&device, page)?;
+    Ok((device, !is_cached))
 }
 
 fn is_first_page_cached(device: &File, page: usize) -> Result<bool> {

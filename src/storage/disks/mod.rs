@@ -185,7 +185,7 @@ impl Disks {
         if block::is_read_only(root, disk.dev).cannot(format_args!("look at {name}"))? {
             return Err(Error::Conflict(format!("{name} is locked; unlock it first")));
         }
-        let claim = self.claim_unused(&disk, Mode::ClaimWrite)?;
+        let claim = self.claim_unused(&disk, Mode::Claim)?;
         // The kernel would write later what a program wrote and did not sync.
         sync(name, &claim)?;
         disk.driver.free(root, &disk, claim).map_err(|error| refused(name, "free the memory of", error))
