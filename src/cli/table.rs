@@ -97,9 +97,8 @@ const GENERAL: &[Flag] = &[
         manual: manual(
             "Do not serve. Read the other options and the token file as the daemon would. Print each \
              address that it would listen at, and report each fault on the standard error. No address is \
-             opened and nothing is changed. A token file that lets nobody change anything is a fault as \
-             well: it has no admin, and there is no Unix socket to listen at. The daemon starts with such \
-             a file.",
+             opened and nothing is changed. There is a message, but no fault, where nobody could change \
+             anything: the token file has no admin, and there is no Unix socket to listen at.",
         ),
         effect: Effect::Switch(|settings| settings.check = true),
     },

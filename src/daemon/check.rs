@@ -16,8 +16,8 @@ pub(super) fn nobody_may_change(access: &Access, listen: &[Listen]) -> bool {
     access.has_viewers_alone() && !listen.iter().any(|place| matches!(place, Listen::Unix(_)))
 }
 
-/// Prints where the daemon would listen, a line for each place, and says each fault on stderr. Opens
-/// no port and changes nothing.
+/// Prints where the daemon would listen, a line for each place, and says on stderr each fault, and
+/// whether nobody could change anything. Opens no port and changes nothing.
 ///
 /// # Errors
 /// The last fault.
@@ -26,7 +26,7 @@ pub fn check(config: &Config) -> Result<(), Error> {
     io::stdout().write_all(places.as_bytes()).map_err(Error::of("cannot print"))?;
     let mut faults = Listen::faults(&config.listen);
     match Access::new(config.access.clone()) {
-        Ok(access) if nobody_may_change(&access, &config.listen) => faults.push(NOBODY.to_owned()),
+        Ok(access) if nobody_may_change(&access, &config.listen) => logger::say(NOBODY),
         Ok(_) => {}
         Err(more) => faults.extend(more),
     }
