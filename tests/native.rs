@@ -150,6 +150,15 @@ fn disks_are_made_resized_listed_and_found_again() {
     assert_eq!(native.disks(), [0; 0]);
 }
 
+/// A loop device of somebody else's, with its name; detached when dropped.
+struct Others(String, File);
+
+impl Drop for Others {
+    fn drop(&mut self) {
+        let _ = loops::detach(&self.1);
+    }
+}
+
 /// The loop device of a disk.
 fn device_of(disk: &str) -> String {
     fs::read_link(format!("/dev/{disk}")).unwrap().into_os_string().into_string().unwrap()
@@ -178,8 +187,8 @@ fn many_disks_are_made_found_again_and_removed_with_their_loop_devices() {
     let root = Root::new("/");
     let file = File::options().read(true).write(true).create_new(true).open("/run/others").unwrap();
     file.set_len(MIB).unwrap();
-    let (others, claim) = loops::attach(&root, &file, 5, 1024).unwrap();
-    drop(claim);
+    let (name, device) = loops::attach(&root, &file, 5, 1024).unwrap();
+    let others = Others(name, device);
 
     let low = |name: &String| name.strip_prefix("loop").is_some_and(|number| number.len() < 4);
     let before: Vec<_> = block::disks(&root).unwrap().into_iter().filter(low).collect();
@@ -199,7 +208,7 @@ fn many_disks_are_made_found_again_and_removed_with_their_loop_devices() {
     assert_eq!(native.ask("POST", "createRapidDisk/1").0, 507);
     let names: Vec<_> = all.iter().map(|number| format!("rd{number}")).collect();
     let devices: Vec<_> = names.iter().map(|name| device_of(name)).collect();
-    assert!(!devices.contains(&others), "{others} is somebody else's");
+    assert!(!devices.contains(&others.0), "{} is somebody else's", others.0);
     for (name, device) in names.iter().zip(&devices) {
         let file = loops::backing(&root, device).unwrap().unwrap();
         assert_eq!(pool::name_in(&root, &file), Some(&**name), "{device}");
@@ -249,10 +258,11 @@ fn many_disks_are_made_found_again_and_removed_with_their_loop_devices() {
     assert!(names.iter().all(|name| !Path::new("/dev").join(name).is_symlink()));
     assert_eq!(pool::names(&root), Ok(Vec::new()));
     wait_until_gone(&of(rest));
-    assert!(loops::backing(&root, &others).unwrap().is_some(), "{others} is not somebody else's any more");
-    loops::detach(&block::open(&root, &others, Mode::Read).unwrap()).unwrap();
+    let name = others.0.clone();
+    assert!(loops::backing(&root, &name).unwrap().is_some(), "{name} is not somebody else's any more");
+    drop(others);
     native.kill_and_restart();
-    wait_until_gone(&[others]);
+    wait_until_gone(&[name]);
     let after = block::disks(&root).unwrap();
     assert!(
         before.iter().all(|name| after.contains(name)),
