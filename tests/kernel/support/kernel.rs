@@ -264,6 +264,10 @@ impl State {
         let mut state = BTreeMap::new();
         for disk in names("/sys/block") {
             let dir = format!("/sys/block/{disk}");
+            // The daemon removes those that are free, in its own time.
+            if disk.starts_with("loop") && !Path::new(&format!("{dir}/loop")).exists() {
+                continue;
+            }
             let attribute = |name: &str| sys(&format!("{dir}/{name}")).unwrap_or_default();
             let holders = names(&format!("{dir}/holders")).join(" ");
             let text = format!("size {} ro {} holders {holders}", attribute("size"), attribute("ro"));
