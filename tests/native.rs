@@ -2,14 +2,18 @@
 //! modules. It attaches loop devices of this machine; so it needs root and a `/run` of its own.
 //! `tests/run native` runs it; `cargo test` alone does not.
 
+mod faults;
+
 use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hasher};
 use std::net::{Ipv4Addr, TcpListener};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use faults::{Effort, Faults, Report, Setting, Snapshot, try_each_call, try_each_start};
 use rapiddiskd::client::Client;
 use rapiddiskd::http::Listen;
 use rapiddiskd::kernel::block::{self, Mode};
@@ -17,6 +21,9 @@ use rapiddiskd::kernel::{Root, loops, pool};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
+
+/// Enough for thousands of injections in a minute.
+const EFFORT: Effort = Effort { errors: 5, alike: 20 };
 
 /// Far above what a start or an answer takes on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -27,6 +34,7 @@ struct Native {
     port: u16,
     /// The memory limit in MiB.
     limit: &'static str,
+    faults: Faults,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -45,42 +53,37 @@ impl Native {
         );
         assert!(!Path::new("/dev/rd0").exists(), "this machine has a RAM disk");
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        let mut native = Native { child: Native::spawn(port, limit), port, limit, _alone: alone };
-        native.wait();
+        let faults = Faults::default();
+        let child = Native::spawn(port, limit, &faults);
+        let mut native = Native { child, port, limit, faults, _alone: alone };
+        assert_eq!(native.answers_or_ends(), None, "the daemon ended");
         native
     }
 
-    fn spawn(port: u16, limit: &str) -> Child {
-        Command::new(env!("CARGO_BIN_EXE_rapiddiskd"))
-            .args([
-                "-l",
-                "127.0.0.1",
-                "-p",
-                &port.to_string(),
-                "--ram-driver",
-                "loop",
-                "--memory-limit",
-                limit,
-            ])
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap()
+    fn spawn(port: u16, limit: &str, faults: &Faults) -> Child {
+        let mut daemon = Command::new(env!("CARGO_BIN_EXE_rapiddiskd"));
+        let port = port.to_string();
+        daemon.args(["-l", "127.0.0.1", "-p", &port, "--ram-driver", "loop", "--memory-limit", limit]);
+        let log = File::options().create(true).append(true).open("/run/log").unwrap();
+        faults.spawn(daemon.stdin(Stdio::null()).stderr(log)).unwrap()
     }
 
-    fn wait(&mut self) {
+    /// Waits until the daemon answers, or gives the status with which it ended.
+    fn answers_or_ends(&mut self) -> Option<ExitStatus> {
         let deadline = Instant::now() + PATIENCE;
         while self.client().call("GET", "/v1/checkServiceStatus").is_err() {
-            assert_eq!(self.child.try_wait().unwrap(), None, "the daemon ended");
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return Some(status);
+            }
             assert!(Instant::now() < deadline, "the daemon does not answer");
             std::thread::sleep(Duration::from_millis(5));
         }
+        None
     }
 
     fn kill_and_restart(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        self.child = Native::spawn(self.port, self.limit);
-        self.wait();
+        self.kill();
+        assert_eq!(self.start(), None, "the daemon ended");
     }
 
     fn client(&self) -> Client {
@@ -106,8 +109,7 @@ impl Native {
 /// Removes the disks, because the daemon may not be allowed to.
 impl Drop for Native {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
         let root = Root::new("/");
         for disk in pool::names(&root).unwrap_or_default() {
             // The files of a daemon in another mount namespace may have the same paths, but the links do not.
@@ -268,4 +270,115 @@ fn many_disks_are_made_found_again_and_removed_with_their_loop_devices() {
         before.iter().all(|name| after.contains(name)),
         "{before:?} were not made by the daemon: {after:?}"
     );
+}
+
+impl Setting for Native {
+    fn call(&self, method: &str, path: &str) -> Option<(u16, Value)> {
+        let reply = self.client().call(method, &format!("/v1/{path}")).ok()?;
+        Some((reply.status, serde_json::from_slice(&reply.body).unwrap()))
+    }
+
+    /// The disks of this daemon alone: others may attach and detach loop devices of this machine meanwhile.
+    fn state(&self) -> Snapshot {
+        let root = Root::new("/");
+        let mut state = Snapshot::new();
+        for (device, file) in loops::attached(&root).unwrap() {
+            let Some(file) = pool::name_in(&root, &file) else { continue };
+            let attribute = |name: &str| {
+                fs::read_to_string(format!("/sys/block/{device}/{name}"))
+                    .unwrap_or_default()
+                    .trim()
+                    .to_owned()
+            };
+            let attributes = ["size", "ro", "loop/sizelimit", "loop/autoclear"].map(attribute).join(" ");
+            let mut start = [0; 16 << 10];
+            let disk = File::open(format!("/dev/{device}"));
+            let contents = disk.and_then(|disk| disk.read_exact_at(&mut start, 0)).map(|()| hash(&start));
+            let contents = contents.unwrap_or_default();
+            let link = fs::read_link(format!("/dev/{file}")).is_ok_and(|to| to == Path::new(&device));
+            state
+                .insert(format!("device over {file}"), format!("{attributes}, {contents:x}, linked: {link}"));
+        }
+        let entries = |dir: &str| fs::read_dir(dir).into_iter().flatten().flatten();
+        for entry in entries("/run/rapiddiskd/disks") {
+            let (length, held) = entry.metadata().map(|file| (file.len(), file.blocks())).unwrap_or_default();
+            state.insert(entry.path().display().to_string(), format!("{length} bytes, {held} blocks"));
+        }
+        let disks = entries("/dev").filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b"rd"));
+        state.extend(disks.map(|entry| (entry.path().display().to_string(), "there".to_owned())));
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mounts = mounts.lines().filter(|line| line.contains("rapiddiskd")).count();
+        state.insert("mounts".to_owned(), mounts.to_string());
+        state
+    }
+
+    fn fill(&self) {
+        // Not while it is locked.
+        let _ = File::options().write(true).open("/dev/rd0").and_then(|disk| {
+            disk.write_all_at(b"data", 4096)?;
+            disk.sync_all()
+        });
+    }
+
+    fn faults(&self) -> &Faults {
+        &self.faults
+    }
+
+    fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn start(&mut self) -> Option<ExitStatus> {
+        self.child = Native::spawn(self.port, self.limit, &self.faults);
+        self.answers_or_ends()
+    }
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
+#[test]
+fn a_change_in_which_a_system_call_fails_is_done_or_leaves_all_as_it_was() {
+    let mut native = Native::start("64");
+    let mut report = Report::default();
+    let mut each = |native: &mut Native, path: &str, back: &[&str]| {
+        try_each_call(native, ("POST", path), back, EFFORT, &mut report);
+    };
+    each(&mut native, "createRapidDisk/1", &["removeRapidDisk/rd0"]);
+    native.change("createRapidDisk/2");
+    each(&mut native, "createRapidDisk/1", &["removeRapidDisk/rd1"]);
+    each(&mut native, "resizeRapidDisk/rd0/4", &["resizeRapidDisk/rd0/2"]);
+    each(&mut native, "resizeRapidDisk/rd0/1", &["resizeRapidDisk/rd0/2"]);
+    each(&mut native, "lockRapidDisk/rd0", &["unlockRapidDisk/rd0"]);
+    native.change("lockRapidDisk/rd0");
+    each(&mut native, "unlockRapidDisk/rd0", &["lockRapidDisk/rd0"]);
+    // The disk stays locked, unless the answer says that it could not be.
+    each(&mut native, "resizeRapidDisk/rd0/4", &["resizeRapidDisk/rd0/2", "lockRapidDisk/rd0"]);
+    each(&mut native, "resizeRapidDisk/rd0/1", &["resizeRapidDisk/rd0/2", "lockRapidDisk/rd0"]);
+    each(&mut native, "removeRapidDisk/rd0", &["createRapidDisk/2", "lockRapidDisk/rd0"]);
+    native.change("unlockRapidDisk/rd0");
+    each(&mut native, "flushRapidDisk/rd0", &[]);
+    each(&mut native, "removeRapidDisk/rd0", &["createRapidDisk/2"]);
+    for list in ["listRapidDiskVolumes", "listAllResources"] {
+        try_each_call(&mut native, ("GET", list), &[], EFFORT, &mut report);
+    }
+    report.assert_unbroken(2500);
+}
+
+#[test]
+fn a_start_in_which_a_system_call_fails_loses_nothing_and_the_next_one_repairs_the_rest() {
+    let mut native = Native::start("64");
+    let mut report = Report::default();
+    native.change("createRapidDisk/1");
+    native.fill();
+    let spoil = || {
+        fs::remove_file("/dev/rd0").unwrap();
+        File::create("/run/rapiddiskd/disks/rd1.part").unwrap();
+    };
+    try_each_start(&mut native, spoil, 2, &mut report);
+    report.assert_unbroken(150);
 }

@@ -30,9 +30,16 @@ pub fn all(root: &Root) -> Result<Vec<Hardware>> {
         // The short way to them: they are many, and mostly not attached.
         let short = root.dir("sys/devices/virtual/block")?;
         let loops = short.as_ref().unwrap_or(&disks);
-        // A loop device that cannot be looked at is looked at below, where that fails.
-        let is_attached = |name: &str| loops.exists(&format!("{name}/loop")).unwrap_or(true);
-        found.retain(|name| !name.starts_with("loop") || is_attached(name));
+        let mut failed = Ok(());
+        found.retain(|name| {
+            let is_attached = || loops.exists(&format!("{name}/loop"));
+            !name.starts_with("loop")
+                || is_attached().unwrap_or_else(|error| {
+                    failed = Err(error);
+                    false
+                })
+        });
+        failed?;
     }
     found.retain(|name| !DEVICELESS.contains(&name.trim_end_matches(|c: char| c.is_ascii_digit())));
     found.into_iter().filter_map(|name| hardware(&disks, name).transpose()).collect()

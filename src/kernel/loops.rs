@@ -180,6 +180,8 @@ pub fn attach(root: &Root, file: &File, place: u32, places: u32) -> Result<(Stri
             Err(error) if !is_last && (error.is(Errno::BUSY) || error.is_gone()) => continue,
             opened => opened?,
         };
+        // What an earlier user of the device had made read-only is so still.
+        block::set_read_only(&disk, false)?;
         let config = Config {
             fd: file.as_raw_fd() as u32,
             block_size: block::SECTOR as u32,
@@ -189,13 +191,8 @@ pub fn attach(root: &Root, file: &File, place: u32, places: u32) -> Result<(Stri
         // SAFETY: LOOP_CONFIGURE reads one struct loop_config at the pointer.
         match unsafe { ioctl(&disk, Setter::<CONFIGURE, Config>::new(config)) } {
             Err(Errno::BUSY) if !is_last => continue,
-            done => done.map_err(failed("LOOP_CONFIGURE"))?,
+            done => return done.map(|()| (name, disk)).map_err(failed("LOOP_CONFIGURE")),
         }
-        // What an earlier user of the device had made read-only is so still.
-        return match block::set_read_only(&disk, false) {
-            Ok(()) => Ok((name, disk)),
-            Err(error) => detach(&disk).and(Err(error)),
-        };
     }
 }
 

@@ -6,6 +6,8 @@
 //! [`support::Guest`]. The modules `reference` and `bench` need the guest that has the
 //! reference daemon; `tests/run` and `tests/bench` run them there.
 
+#[path = "../faults/mod.rs"]
+mod faults;
 mod support;
 
 mod bench;
@@ -14,6 +16,7 @@ mod contents;
 mod dmcache;
 mod export;
 mod hung;
+mod inject;
 mod life;
 mod listing;
 mod modules;

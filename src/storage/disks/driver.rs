@@ -2,11 +2,14 @@
 
 use std::fs::File;
 
+use rustix::io::Errno;
+
 use crate::kernel::block::Dev;
 use crate::kernel::{self, Root};
-use crate::storage::error::{Left, Result};
+use crate::storage::error::{Error, Left, Result};
 use crate::storage::locks::Held;
 use crate::storage::names::DiskName;
+use crate::storage::usage::{self, User};
 
 /// A RAM disk, as a list shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,7 +96,7 @@ pub trait Driver: Send + Sync {
 
     /// Destroys a disk that the caller has claimed. EBUSY: the kernel counts another opener, and the
     /// disk stays as it is.
-    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<Left>;
+    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> Result<Left>;
 
     /// Gives a disk a new size, larger than the one it has.
     fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, limit: u64) -> Result<()>;
@@ -102,10 +105,10 @@ pub trait Driver: Send + Sync {
     fn least_size(&self, root: &Root, disk: &Device<'_>, claim: &File) -> kernel::Result<u64>;
 
     /// Gives a claimed disk a new size, smaller than the one it has. EBUSY as for `detach`.
-    fn shrink(&self, root: &Root, disk: &Device<'_>, claim: File, bytes: u64) -> kernel::Result<Shrunk>;
+    fn shrink(&self, root: &Root, disk: &Device<'_>, claim: File, bytes: u64) -> Result<Shrunk>;
 
     /// Frees the memory of a claimed disk: the disk reads as zero afterwards. EBUSY as for `detach`.
-    fn free(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<Left>;
+    fn free(&self, root: &Root, disk: &Device<'_>, claim: File) -> Result<Left>;
 
     /// Finishes or takes back what a daemon that was killed during a change left. `hold` takes a disk's
     /// key; a disk whose key is taken is left alone. Returns a line for each thing that was done or could
@@ -122,5 +125,13 @@ pub trait Driver: Send + Sync {
     /// Removes what its disks left that costs nothing but a look: it is called every few moments.
     fn tidy(&self, _root: &Root) -> Result<()> {
         Ok(())
+    }
+}
+
+/// The refusal of a change that only happens while nobody else has the disk open.
+pub fn refused(name: DiskName, what: &str, error: kernel::Error) -> Error {
+    match error.is(Errno::BUSY) {
+        true => usage::in_use(name, &User::Opener),
+        false => Error::Kernel(format!("cannot {what} {name}"), error),
     }
 }

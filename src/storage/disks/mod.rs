@@ -72,7 +72,7 @@ impl Disks {
                 let disk = self.existing(name)?;
                 let claim =
                     block::open(root, &disk.device, Mode::Claim).cannot(format_args!("open {name}"))?;
-                disk.driver.detach(root, &disk, claim).map(drop).cannot(format_args!("remove {name}"))
+                disk.driver.detach(root, &disk, claim).map(drop)
             });
             let is_ready = || {
                 let found = self.existing(name).ok().filter(|disk| disk.size == size.bytes());
@@ -148,7 +148,7 @@ impl Disks {
             return Err(too_small());
         }
         // The driver looks again, since somebody may have written in this moment.
-        match disk.driver.shrink(root, disk, claim, new).map_err(|error| refused(name, "resize", error))? {
+        match disk.driver.shrink(root, disk, claim, new)? {
             Shrunk::DataAbove => Err(too_small()),
             Shrunk::Done(left) => Ok(left),
         }
@@ -188,7 +188,7 @@ impl Disks {
         let claim = self.claim_unused(&disk, Mode::Claim)?;
         // The kernel would write later what a program wrote and did not sync.
         sync(name, &claim)?;
-        disk.driver.free(root, &disk, claim).map_err(|error| refused(name, "free the memory of", error))
+        disk.driver.free(root, &disk, claim)
     }
 
     /// Removes a RAM disk.
@@ -197,7 +197,7 @@ impl Disks {
         let _held = self.machine.hold(vec![Key::disk(name)])?;
         let disk = self.existing(name)?;
         let claim = self.claim_unused(&disk, Mode::Claim)?;
-        let left = disk.driver.detach(root, &disk, claim).map_err(|error| refused(name, "remove", error))?;
+        let left = disk.driver.detach(root, &disk, claim)?;
         wait_until(NODE_PATIENCE, || self.existing(name).is_err());
         Ok(left)
     }
@@ -355,12 +355,4 @@ fn no_disk(name: DiskName) -> Error {
 /// Writes what the page cache holds to the disk.
 fn sync(name: DiskName, disk: &File) -> Result<()> {
     disk.sync_all().map_err(|error| kernel::Error::new("fsync", &error)).cannot(format_args!("sync {name}"))
-}
-
-/// The refusal of a change that only happens while nobody else has the disk open.
-fn refused(name: DiskName, what: &str, error: kernel::Error) -> Error {
-    match error.is(Errno::BUSY) {
-        true => usage::in_use(name, &User::Opener),
-        false => Error::Kernel(format!("cannot {what} {name}"), error),
-    }
 }

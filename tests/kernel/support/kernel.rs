@@ -254,7 +254,7 @@ pub fn is_suspended(mapping: &str) -> bool {
 
 /// Everything that a refused request must not change.
 #[derive(Debug, PartialEq, Eq)]
-pub struct State(BTreeMap<String, String>);
+pub struct State(pub BTreeMap<String, String>);
 
 impl State {
     pub fn now() -> State {

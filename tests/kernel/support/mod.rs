@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::faults::Faults;
+
 pub use data::{MIB, PAGE, assert_same_data, noise, read, write};
 pub use http::{Client, Reply};
 pub use kernel::{State, eventually, sh, sys};
@@ -68,7 +70,7 @@ impl Guest {
     /// Kills the daemon with SIGKILL, and starts it again.
     pub fn kill_and_restart(&mut self) {
         self.daemon.kill();
-        self.daemon = Daemon::start_on(self.daemon.client.port, &self.daemon.options);
+        assert_eq!(self.start_again(), None, "{}", log());
     }
 
     /// Puts a second daemon in the place of the first, and gives the first one back.
@@ -93,6 +95,24 @@ impl Guest {
         before.assert_unchanged(&paths.join(", "));
     }
 
+    /// Starts the daemon again so that its calls can be made to fail.
+    pub fn start_with_faults(&mut self) {
+        self.daemon.faults = Some(Faults::default());
+        self.kill_and_restart();
+    }
+
+    /// Starts a killed daemon again. Gives its exit status if it ends instead of serving.
+    pub fn start_again(&mut self) -> Option<ExitStatus> {
+        let Daemon { client, options, faults, .. } = &self.daemon;
+        self.daemon = Daemon::spawn(client.port, options, faults.as_ref());
+        self.daemon.answers_or_ends()
+    }
+
+    /// What makes the daemon's calls fail.
+    pub fn faults(&self) -> &Faults {
+        self.daemon.faults.as_ref().expect("a daemon that was started with faults")
+    }
+
     pub fn daemon(&mut self) -> &mut Daemon {
         &mut self.daemon
     }
@@ -109,7 +129,7 @@ impl Deref for Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            println!("the daemon's log:\n{}", fs::read_to_string(LOG).unwrap_or_default());
+            println!("the daemon's log:\n{}", log());
         }
         // The next test cleans up, so that nothing needs to be asserted here.
         self.daemon.kill();
@@ -121,6 +141,7 @@ pub struct Daemon {
     child: Child,
     client: Client,
     options: Vec<String>,
+    faults: Option<Faults>,
 }
 
 impl Daemon {
@@ -130,29 +151,40 @@ impl Daemon {
     }
 
     fn start_on(port: u16, options: &[String]) -> Daemon {
-        let log = File::options().create(true).append(true).open(LOG).expect("the daemon's log");
-        let program = std::env::var(DAEMON).expect(DAEMON);
-        let child = Command::new(&program)
-            .args(["-l", "127.0.0.1", "-p", &port.to_string()])
-            .args(options)
-            .stdin(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap_or_else(|error| panic!("{program}: {error}"));
-        let mut daemon = Daemon { child, client: Client { port }, options: options.to_vec() };
-        daemon.wait_until_it_answers();
+        let mut daemon = Daemon::spawn(port, options, None);
+        assert_eq!(daemon.answers_or_ends(), None, "the daemon ended: {}", log());
         daemon
     }
 
-    fn wait_until_it_answers(&mut self) {
+    fn spawn(port: u16, options: &[String], faults: Option<&Faults>) -> Daemon {
+        let log = File::options().create(true).append(true).open(LOG).expect("the daemon's log");
+        let program = std::env::var(DAEMON).expect(DAEMON);
+        let mut command = Command::new(&program);
+        command
+            .args(["-l", "127.0.0.1", "-p", &port.to_string()])
+            .args(options)
+            .stdin(Stdio::null())
+            .stderr(log);
+        let child = match faults {
+            Some(faults) => faults.spawn(&mut command),
+            None => command.spawn(),
+        };
+        let child = child.unwrap_or_else(|error| panic!("{program}: {error}"));
+        let faults = faults.cloned();
+        Daemon { child, client: Client { port }, options: options.to_vec(), faults }
+    }
+
+    fn answers_or_ends(&mut self) -> Option<ExitStatus> {
         let deadline = Instant::now() + kernel::PATIENCE;
         while self.client.try_request("GET", "/v1/checkServiceStatus").is_err() {
             let ended = self.child.try_wait().expect("the daemon's state");
-            let log = || fs::read_to_string(LOG).unwrap_or_default();
-            assert!(ended.is_none(), "the daemon ended ({ended:?}): {}", log());
+            if ended.is_some() {
+                return ended;
+            }
             assert!(Instant::now() < deadline, "the daemon does not answer: {}", log());
             std::thread::sleep(Duration::from_millis(2)); // short, as one test measures the start
         }
+        None
     }
 
     /// Starts a killed daemon again with other options.
@@ -201,6 +233,10 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn log() -> String {
+    fs::read_to_string(LOG).unwrap_or_default()
 }
 
 fn free_port() -> u16 {

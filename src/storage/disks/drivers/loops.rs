@@ -18,7 +18,7 @@ use parts::{
 
 use crate::kernel::block::{self, Mode};
 use crate::kernel::{self, Root, loops, pool};
-use crate::storage::disks::driver::{Claims, Device, Driver, RamDisk, Shrunk};
+use crate::storage::disks::driver::{Claims, Device, Driver, RamDisk, Shrunk, refused};
 use crate::storage::error::{Cannot, Error, Left, Result};
 use crate::storage::locks::Held;
 use crate::storage::names::DiskName;
@@ -133,17 +133,9 @@ impl Driver for Loops {
         Undo::run(|undo| {
             let file =
                 pool::create(root, &part(name), bytes).cannot(format_args!("make the file of {name}"))?;
-            undo.push(format!("making the file of {name}"), move || {
-                pool::remove(root, &part(name)).cannot(format_args!("remove the file of {name}"))
-            });
+            undo.push(format!("making the file of {name}"), move || remove_part(root, name));
             let (device, _claim) = loops::attach(root, &file, name.0, MOST)
                 .cannot(format_args!("attach a loop device for {name}"))?;
-            let again = device.clone();
-            undo.push(format!("attaching {device}"), move || {
-                block::open(root, &again, Mode::Read)
-                    .and_then(|disk| loops::detach(&disk))
-                    .cannot(format_args!("detach {again}"))
-            });
             link(root, name, &device).cannot(format_args!("make /dev/{name}"))?;
             undo.push(format!("making /dev/{name}"), move || {
                 unlink(root, name).cannot(format_args!("remove /dev/{name}"))
@@ -154,19 +146,24 @@ impl Driver for Loops {
         .inspect_err(|_| self.may_leave.store(true, Ordering::Relaxed))
     }
 
-    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<Left> {
-        let name = disk.name;
-        match pool::rename(root, &name.to_string(), &part(name)) {
-            // Somebody unlinked the file; the device goes all the same.
-            Err(error) if error.is_gone() => {}
-            renamed => renamed?,
-        }
-        if let Err(error) = retry_busy(|| loops::detach_unused(&claim)) {
-            return match pool::rename(root, &part(name), &name.to_string()) {
-                Err(back) if !back.is_gone() => Err(back),
-                _ => Err(error),
-            };
-        }
+    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> Result<Left> {
+        let (name, what) = (disk.name, format!("remove {}", disk.name));
+        let is_locked = block::is_disk_read_only(root, &disk.device).cannot(&what)?;
+        let claim = Undo::run(|undo| {
+            match pool::rename(root, &name.to_string(), &part(name)) {
+                // Somebody unlinked the file; the device goes all the same.
+                Err(error) if error.is_gone() => {}
+                renamed => {
+                    renamed.cannot(&what)?;
+                    undo.push(detaching(disk, is_locked), move || {
+                        let back = pool::rename(root, &part(name), &name.to_string());
+                        back.cannot("give its file its name")?;
+                        put_back(root, name, false, is_locked)
+                    });
+                }
+            }
+            take_off(claim).map_err(|error| refused(name, "remove", error))
+        })?;
         // The disk is gone, whether or not what it leaves behind can be removed. The device would stay
         // read-only for whoever gets it next.
         let mut left = Left::default();
@@ -209,17 +206,17 @@ impl Driver for Loops {
         pool::end_of_data(&pool::open(root, &disk.name.to_string())?)
     }
 
-    fn shrink(&self, root: &Root, disk: &Device<'_>, claim: File, bytes: u64) -> kernel::Result<Shrunk> {
+    fn shrink(&self, root: &Root, disk: &Device<'_>, claim: File, bytes: u64) -> Result<Shrunk> {
         let cut = |file: &File| match pool::end_of_data(file)? > bytes {
             true => Ok(false),
             false => pool::set_length(file, bytes).map(|()| true),
         };
-        let (is_cut, left) = while_detached(root, disk, claim, cut)?;
+        let (is_cut, left) = while_detached(root, disk, claim, "resize", cut)?;
         Ok(if is_cut { Shrunk::Done(left) } else { Shrunk::DataAbove })
     }
 
-    fn free(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<Left> {
-        while_detached(root, disk, claim, pool::empty).map(|((), left)| left)
+    fn free(&self, root: &Root, disk: &Device<'_>, claim: File) -> Result<Left> {
+        while_detached(root, disk, claim, "free the memory of", pool::empty).map(|((), left)| left)
     }
 
     fn recover<'a>(
@@ -249,22 +246,54 @@ fn while_detached<T>(
     root: &Root,
     disk: &Device<'_>,
     claim: File,
+    what: &str,
     change: impl FnOnce(&File) -> kernel::Result<T>,
-) -> kernel::Result<(T, Left)> {
+) -> Result<(T, Left)> {
     let name = disk.name;
-    let file = pool::open(root, &name.to_string())?;
-    let is_locked = block::is_disk_read_only(root, &disk.device)?;
-    retry_busy(|| loops::detach_unused(&claim))?;
-    drop(claim);
-    let changed = change(&file);
-    // Once more if the kernel had no memory for it, say: a disk is not to be lost for that.
-    let again = |_| recover::recover_disk(root, name, device_over(root, &name.to_string())?);
-    let attached = recover::recover_disk(root, name, None).or_else(again).and_then(|_| {
-        let device = linked(root, name, &name.to_string())?.unwrap_or_default();
-        let lock = || block::set_read_only(&block::open(root, &device, Mode::Read)?, true);
-        if is_locked { lock().cannot(format_args!("lock {name} again")) } else { Ok(()) }
-    });
+    let file = pool::open(root, &name.to_string()).cannot(format_args!("{what} {name}"))?;
+    let is_locked = block::is_disk_read_only(root, &disk.device).cannot(format_args!("{what} {name}"))?;
+    let changed = Undo::run(|undo| {
+        undo.push(detaching(disk, is_locked), || put_back(root, name, false, is_locked));
+        take_off(claim).map(drop).and_then(|()| change(&file)).map_err(|error| refused(name, what, error))
+    })?;
     let mut left = Left::default();
-    left.note(attached);
-    Ok((changed?, left))
+    left.note(put_back(root, name, true, is_locked));
+    Ok((changed, left))
+}
+
+/// Detaches a device that nobody else has open. After a failure, too, it may be gone: that shows once it is
+/// closed, which it is then.
+fn take_off(claim: File) -> kernel::Result<File> {
+    retry_busy(|| loops::detach_unused(&claim)).map(|()| claim)
+}
+
+/// The step that takes a disk's device away, as the refusal names it where that cannot be undone.
+fn detaching(disk: &Device<'_>, is_locked: bool) -> String {
+    let was = if is_locked { ", which was locked" } else { "" };
+    format!("detaching {}{was}", disk.device)
+}
+
+/// Gives a disk a device, as locked as the one it had. Where it `is_detached` for sure, no device is looked for.
+fn put_back(root: &Root, name: DiskName, is_detached: bool, is_locked: bool) -> Result<()> {
+    let look = || recover::recover_disk(root, name, device_over(root, &name.to_string())?);
+    let first = if is_detached { recover::recover_disk(root, name, None) } else { look() };
+    // Once more if the kernel had no memory for it, say: a disk is not to be lost for that.
+    first.or_else(|_| look())?;
+    if !is_locked {
+        return Ok(());
+    }
+    let device = linked(root, name, &name.to_string())?.unwrap_or_default();
+    let lock = || block::set_read_only(&block::open(root, &device, Mode::Read)?, true);
+    lock().cannot(format_args!("lock {name} again"))
+}
+
+/// Removes a file of a disk that is none, and detaches the loop device over it first: without its file the
+/// device would not be known as left over.
+fn remove_part(root: &Root, name: DiskName) -> Result<()> {
+    if let Some(device) = device_over(root, &part(name))? {
+        block::open(root, &device, Mode::Read)
+            .and_then(|disk| loops::detach(&disk))
+            .cannot(format_args!("detach {device}"))?;
+    }
+    pool::remove(root, &part(name)).cannot(format_args!("remove the file of {name}"))
 }

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use crate::kernel::block::{self, SECTOR};
 use crate::kernel::rapiddisk::{self, Look};
 use crate::kernel::{self, Root};
-use crate::storage::disks::driver::{Claims, Device, Driver, RamDisk, Shrunk};
+use crate::storage::disks::driver::{Claims, Device, Driver, RamDisk, Shrunk, refused};
 use crate::storage::error::{Cannot, Left, Result};
 use crate::storage::names::DiskName;
 use crate::storage::wait::retry_busy;
@@ -140,14 +140,15 @@ impl Driver for Module {
         rapiddisk::attach(root, name.0, bytes).cannot(format_args!("make {name}"))
     }
 
-    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<Left> {
-        self.close_for(disk.name, || {
+    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> Result<Left> {
+        let detached = self.close_for(disk.name, || {
             // The module counts all openers. It refuses to free pages while there is another one,
             // but it does not refuse to detach.
             retry_busy(|| rapiddisk::free_pages(&claim))?;
             // The claim is held until the disk is gone: no mount or mapping slips in.
-            rapiddisk::detach(root, disk.name.0).map(|()| Left::default())
-        })
+            rapiddisk::detach(root, disk.name.0)
+        });
+        detached.map(|()| Left::default()).map_err(|error| refused(disk.name, "remove", error))
     }
 
     fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, _limit: u64) -> Result<()> {
@@ -160,14 +161,17 @@ impl Driver for Module {
         Ok(if highest == 0 { 0 } else { highest.saturating_add(1).saturating_mul(SECTOR) })
     }
 
-    fn shrink(&self, root: &Root, disk: &Device<'_>, _claim: File, bytes: u64) -> kernel::Result<Shrunk> {
+    fn shrink(&self, root: &Root, disk: &Device<'_>, _claim: File, bytes: u64) -> Result<Shrunk> {
         match rapiddisk::resize(root, disk.name.0, bytes) {
             Err(error) if error.is(Errno::INVAL) => Ok(Shrunk::DataAbove),
-            resized => resized.map(|()| Shrunk::Done(Left::default())),
+            resized => resized
+                .map(|()| Shrunk::Done(Left::default()))
+                .map_err(|error| refused(disk.name, "resize", error)),
         }
     }
 
-    fn free(&self, _root: &Root, disk: &Device<'_>, claim: File) -> kernel::Result<Left> {
-        self.close_for(disk.name, || retry_busy(|| rapiddisk::free_pages(&claim))).map(|()| Left::default())
+    fn free(&self, _root: &Root, disk: &Device<'_>, claim: File) -> Result<Left> {
+        let freed = self.close_for(disk.name, || retry_busy(|| rapiddisk::free_pages(&claim)));
+        freed.map(|()| Left::default()).map_err(|error| refused(disk.name, "free the memory of", error))
     }
 }
