@@ -1,19 +1,32 @@
 //! What the answers of all nouns have in common: JSON, and what a change says.
 
 use std::fmt::Display;
+use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
 use crate::http::Response;
 
-/// An answer with a JSON body.
+const JSON: &str = "application/json";
+
+/// The body where there is no memory for the one that was meant.
+const NO_MEMORY: &str =
+    "{\"message\":\"there is no memory for the answer at the moment; try again\",\"status\":\"Failed\"}\n";
+
+/// An answer with a JSON body. A list can be long: without memory for it the answer is a 503.
 pub fn json(status: u16, body: &Value) -> Response {
-    json_line(status, line(body))
+    let mut text = Text(Vec::new());
+    // So that a terminal's prompt begins on a line of its own after curl.
+    let written = serde_json::to_writer(&mut text, body).is_ok() && text.write_all(b"\n").is_ok();
+    match written {
+        true => Response::new(status, JSON, text.0),
+        false => Response::new(503, JSON, NO_MEMORY),
+    }
 }
 
 /// The same, where the text is there already.
 pub fn json_line(status: u16, line: String) -> Response {
-    Response::new(status, "application/json", line)
+    Response::new(status, JSON, line)
 }
 
 /// JSON as it goes out: a terminal's prompt begins on a line of its own after curl.
@@ -21,6 +34,21 @@ pub fn line(body: &Value) -> String {
     let mut text = body.to_string();
     text.push('\n');
     text
+}
+
+/// Grows as far as there is memory.
+struct Text(Vec<u8>);
+
+impl Write for Text {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_reserve(bytes.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The body for a change that was made.

@@ -13,6 +13,7 @@ pub fn status(error: &Error) -> u16 {
         Error::Invalid(_) => 400,
         Error::NotFound(_) => 404,
         Error::Conflict(_) => 409,
+        Error::Kernel(_, error) if error.is_memory() => 503,
         Error::Kernel(..) | Error::NotUndone(..) => 500,
         Error::Unavailable(_) => 503,
         Error::NoMemory(_) => 507,
@@ -49,6 +50,8 @@ mod tests {
     fn each_error_has_its_status() {
         let text = || "x".to_owned();
         let kernel = || crate::kernel::Error { what: text(), errno: 5 };
+        let no_memory = crate::kernel::Error { what: text(), errno: 12 };
+        assert_eq!(status(&Error::Kernel(text(), no_memory)), 503);
         assert_eq!(status(&Error::Invalid(text())), 400);
         assert_eq!(status(&Error::NotFound(text())), 404);
         assert_eq!(status(&Error::Conflict(text())), 409);

@@ -2,6 +2,7 @@
 
 use super::date;
 use super::message::{Body, NO_STORE, PIECE_BYTES, Pieces, Response};
+use std::collections::TryReserveError;
 use std::ops::Deref;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -83,7 +84,10 @@ enum Framing {
 }
 
 /// Writes an answer down.
-pub(super) fn render(response: Response, shape: &Shape) -> Rendered {
+///
+/// # Errors
+/// There is no memory for a copy of its body.
+pub(super) fn render(response: Response, shape: &Shape) -> Result<Rendered, TryReserveError> {
     let Response { status, content_type, caching, fields, body } = response;
     let content = match &body {
         _ if shape.head_only => &[],
@@ -93,7 +97,8 @@ pub(super) fn render(response: Response, shape: &Shape) -> Rendered {
     };
     let framing = framing(status, &body, shape);
     let close = shape.close || matches!(framing, Framing::Close);
-    let mut bytes = Vec::with_capacity(USUAL_HEAD + content.len());
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(USUAL_HEAD + content.len())?;
     put_status_line(&mut bytes, status);
     put_field(&mut bytes, "X-Content-Type-Options", b"nosniff");
     put_field(&mut bytes, "Cache-Control", caching.as_bytes());
@@ -126,7 +131,7 @@ pub(super) fn render(response: Response, shape: &Shape) -> Rendered {
         bytes.extend_from_slice(content);
     }
     let rest = rest(body, &framing, shape);
-    Rendered { status, bytes: bytes.into(), rest }
+    Ok(Rendered { status, bytes: bytes.into(), rest })
 }
 
 fn framing(status: u16, body: &Body, shape: &Shape) -> Framing {

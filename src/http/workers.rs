@@ -152,14 +152,19 @@ impl From<Rendered> for Unsent {
     }
 }
 
-/// Makes an answer, whatever the handler does. If the handler panics, the answer is a 500; `None`
-/// only if that fails as well.
+/// Makes an answer, whatever the handler does. If the handler panics, the answer is a 500; if there is no
+/// memory for its answer, a 503. `None` only if that fails as well.
 pub(super) fn respond<S: Service>(
     service: &S,
     shape: &Shape,
     answer: impl FnOnce() -> Response,
 ) -> Option<Rendered> {
-    guard(|| render(answer(), shape)).or_else(|| guard(|| render(service.refusal(500, PANICKED), shape)))
+    let (status, message) = match guard(|| render(answer(), shape)) {
+        Some(Ok(rendered)) => return Some(rendered),
+        Some(Err(_)) => (503, NO_MEMORY),
+        None => (500, PANICKED),
+    };
+    guard(|| render(service.refusal(status, message), shape).ok()).flatten()
 }
 
 fn guard<T>(make: impl FnOnce() -> T) -> Option<T> {
@@ -167,6 +172,8 @@ fn guard<T>(make: impl FnOnce() -> T) -> Option<T> {
 }
 
 pub(super) const PANICKED: &str = "The daemon failed while it answered this request; its log says more.";
+
+const NO_MEMORY: &str = "There is no memory for this answer at the moment; try again.";
 
 struct Queue<A> {
     jobs: VecDeque<Queued<A>>,

@@ -18,9 +18,12 @@ pub struct Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// An error of `what`, with the errno that `error` carries.
+    /// An error of `what`, with the errno that `error` carries. Memory that this program does not get counts
+    /// as the kernel's ENOMEM.
     pub fn new(what: impl Into<String>, error: &io::Error) -> Error {
-        Error { what: what.into(), errno: error.raw_os_error().unwrap_or(0) }
+        let is_memory = error.kind() == io::ErrorKind::OutOfMemory;
+        let own = if is_memory { Errno::NOMEM.raw_os_error() } else { 0 };
+        Error { what: what.into(), errno: error.raw_os_error().unwrap_or(own) }
     }
 
     /// An answer of the kernel's that this program does not understand.
@@ -33,6 +36,11 @@ impl Error {
         [Errno::NOENT, Errno::NOTDIR, Errno::SRCH, Errno::NODEV, Errno::NXIO]
             .iter()
             .any(|&errno| self.is(errno))
+    }
+
+    /// Whether there is no memory for it at the moment.
+    pub fn is_memory(&self) -> bool {
+        self.is(Errno::NOMEM)
     }
 
     /// Whether the errno is this one.

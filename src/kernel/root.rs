@@ -104,18 +104,15 @@ impl Dir {
         let mut buffer = [const { MaybeUninit::uninit() }; 4096];
         let mut entries = RawDir::new(&self.fd, &mut buffer);
         let mut names = Vec::new();
+        let context = |errno: Errno| Error::new(format!("list {}", self.path.display()), &errno.into());
         while let Some(entry) = entries.next() {
-            let context = |errno: Errno| Error::new(format!("list {}", self.path.display()), &errno.into());
             let entry = entry.map_err(context)?;
             // A name that is not UTF-8 is none of the kernel's own.
-            names.extend(
-                entry
-                    .file_name()
-                    .to_str()
-                    .ok()
-                    .filter(|name| !matches!(*name, "." | ".."))
-                    .map(str::to_owned),
-            );
+            let name = entry.file_name().to_str().ok().filter(|name| !matches!(*name, "." | ".."));
+            if let Some(name) = name {
+                names.try_reserve(1).map_err(|_| context(Errno::NOMEM))?;
+                names.push(name.to_owned());
+            }
         }
         Ok(names)
     }

@@ -9,7 +9,7 @@ fn plain(body: impl Into<Body>) -> Response {
 }
 
 fn text_in(response: Response, shape: &Shape) -> String {
-    let text = String::from_utf8(render(response, shape).bytes.to_vec()).unwrap();
+    let text = String::from_utf8(render(response, shape).unwrap().bytes.to_vec()).unwrap();
     // The date is the one part that changes.
     assert_eq!(text.matches("\r\nDate: ").count(), 1, "{text}");
     let lines = text.split_inclusive("\r\n").filter(|line| !line.starts_with("Date: "));
@@ -84,7 +84,7 @@ fn type_caching_and_fields_are_the_responses_own() {
 #[test]
 fn a_large_part_of_the_program_is_not_copied() {
     static LARGE: [u8; COPIED + 1] = [b's'; COPIED + 1];
-    let rendered = |head_only| render(plain(&LARGE[..]), &Shape { head_only, ..Shape::default() });
+    let rendered = |head_only| render(plain(&LARGE[..]), &Shape { head_only, ..Shape::default() }).unwrap();
     let Rendered { bytes, rest, .. } = rendered(false);
     assert!(bytes.ends_with(format!("\r\nContent-Length: {}\r\n\r\n", LARGE.len()).as_bytes()));
     let mut rest = rest.unwrap();
@@ -100,7 +100,7 @@ fn whole(
     make: impl Fn(usize) -> Vec<u8> + Send + Sync + 'static,
     shape: &Shape,
 ) -> Option<(String, Vec<u8>)> {
-    let Rendered { bytes, rest, .. } = render(plain(Pieces::new(make)), shape);
+    let Rendered { bytes, rest, .. } = render(plain(Pieces::new(make)), shape).unwrap();
     let head = String::from_utf8(bytes.to_vec()).unwrap();
     let Some(mut rest) = rest else { return Some((head, Vec::new())) };
     assert_eq!(rest.ends_with_connection(), head.contains("\r\nConnection: close\r\n"), "{head}");

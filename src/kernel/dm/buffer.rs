@@ -2,6 +2,8 @@
 //! (`linux/dm-ioctl.h`). Nothing the kernel returns is trusted to lie inside the
 //! buffer.
 
+use rustix::io::Errno;
+
 use super::name::Name;
 use crate::kernel::block::Dev;
 
@@ -45,7 +47,7 @@ pub enum Subject<'a> {
 pub struct Buffer(Vec<u64>);
 
 impl Buffer {
-    /// A request with room for an answer of `size` bytes in all.
+    /// A request with room for an answer of `size` bytes in all. ENOMEM: there is no memory for it.
     pub fn new(
         version: [u32; 3],
         flags: u32,
@@ -53,9 +55,12 @@ impl Buffer {
         subject: &Subject<'_>,
         payload: &[u8],
         size: usize,
-    ) -> Buffer {
+    ) -> Result<Buffer, Errno> {
         let size = size.max(HEADER + payload.len()).next_multiple_of(8);
-        let mut buffer = Buffer(vec![0; size / 8]);
+        let mut words = Vec::new();
+        words.try_reserve_exact(size / 8).map_err(|_| Errno::NOMEM)?;
+        words.resize(size / 8, 0);
+        let mut buffer = Buffer(words);
         for (i, number) in version.into_iter().enumerate() {
             buffer.put_u32(4 * i, number);
         }
@@ -74,7 +79,7 @@ impl Buffer {
             }
         }
         buffer.put(HEADER, payload);
-        buffer
+        Ok(buffer)
     }
 
     /// The words, for the ioctl.
@@ -97,12 +102,19 @@ impl Buffer {
         string_at(&self.header()[..305], 176).unwrap_or_default()
     }
 
-    /// What follows the header.
-    pub fn payload(&self) -> Vec<u8> {
-        let bytes = self.bytes();
-        let start = u32_at(&bytes, 16).unwrap_or(0) as usize;
-        let end = (u32_at(&bytes, 12).unwrap_or(0) as usize).min(bytes.len());
-        bytes.get(start..end).unwrap_or_default().to_vec()
+    /// What follows the header. ENOMEM as for [`Buffer::new`].
+    pub fn payload(&self) -> Result<Vec<u8>, Errno> {
+        let header = self.header();
+        let start = u32_at(&header, 16).unwrap_or(0) as usize;
+        let end = (u32_at(&header, 12).unwrap_or(0) as usize).min(8 * self.0.len());
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(end.saturating_sub(start) + 8).map_err(|_| Errno::NOMEM)?;
+        // The payload may begin inside a word.
+        let words = self.0.get(start / 8..end.div_ceil(8)).unwrap_or_default();
+        bytes.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
+        bytes.drain(..(start % 8).min(bytes.len()));
+        bytes.truncate(end.saturating_sub(start));
+        Ok(bytes)
     }
 
     /// The number of targets the kernel reports.
@@ -117,10 +129,6 @@ impl Buffer {
 
     fn header(&self) -> Vec<u8> {
         octets(&self.0[..HEADER / 8])
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        octets(&self.0)
     }
 
     fn put_u32(&mut self, at: usize, value: u32) {
@@ -271,8 +279,8 @@ mod tests {
     #[test]
     fn a_request_lies_where_the_kernel_looks() {
         let name = Name::new("rc-wt_sda").unwrap();
-        let buffer = Buffer::new([4, 2, 0], 6, 7, &Subject::New(&name, "our-uuid"), b"payload", 0);
-        let bytes = buffer.bytes();
+        let buffer = Buffer::new([4, 2, 0], 6, 7, &Subject::New(&name, "our-uuid"), b"payload", 0).unwrap();
+        let bytes = octets(&buffer.0);
         assert_eq!(bytes.len(), 320);
         assert_eq!(u32_at(&bytes, 0), Some(4));
         assert_eq!(u32_at(&bytes, 4), Some(2));
@@ -283,6 +291,13 @@ mod tests {
         assert_eq!(string_at(&bytes, 48).unwrap(), "rc-wt_sda");
         assert_eq!(buffer.uuid(), "our-uuid");
         assert_eq!(&bytes[312..319], b"payload");
+        assert_eq!(&buffer.payload().unwrap()[..7], b"payload");
+    }
+
+    #[test]
+    fn a_buffer_for_which_there_is_no_memory_is_an_error() {
+        let buffer = Buffer::new([4, 0, 0], 0, 0, &Subject::Driver, b"", usize::MAX / 2);
+        assert_eq!(buffer.err(), Some(Errno::NOMEM));
     }
 
     #[test]
@@ -342,8 +357,8 @@ mod tests {
         #[test]
         fn any_name_fits(name in "[0-9A-Za-z#+:=@_-]{1,127}", payload in prop::collection::vec(any::<u8>(), 0..100)) {
             let parsed = Name::new(&name).unwrap();
-            let buffer = Buffer::new([4, 0, 0], 0, 0, &Subject::Name(&parsed), &payload, 512);
-            let bytes = buffer.bytes();
+            let buffer = Buffer::new([4, 0, 0], 0, 0, &Subject::Name(&parsed), &payload, 512).unwrap();
+            let bytes = octets(&buffer.0);
             prop_assert_eq!(string_at(&bytes[..176], 48).unwrap(), name);
             prop_assert_eq!(u32_at(&bytes, 12).unwrap() as usize, bytes.len());
             prop_assert_eq!(&bytes[HEADER..HEADER + payload.len()], &payload[..]);

@@ -110,13 +110,13 @@ impl Control {
     /// All mapped devices.
     pub fn list(&self) -> Result<Vec<Listed>> {
         let answer = self.call(Command::ListDevices, 0, &Subject::Driver, &[])?;
-        Ok(buffer::parse_list(&answer.payload()))
+        Ok(buffer::parse_list(&payload(&answer)?))
     }
 
     /// The target types the kernel has at the moment.
     pub fn target_types(&self) -> Result<Vec<String>> {
         let answer = self.call(Command::ListVersions, 0, &Subject::Driver, &[])?;
-        Ok(buffer::parse_versions(&answer.payload()))
+        Ok(buffer::parse_versions(&payload(&answer)?))
     }
 
     /// Makes a device without a table, with a UUID of at most [`UUID_MAX`] bytes.
@@ -160,14 +160,14 @@ impl Control {
     /// The devices that the table in use stands on, in the kernel's order.
     pub fn deps(&self, name: &Name) -> Result<Vec<Dev>> {
         let answer = self.call(Command::TableDeps, 0, &Subject::Name(name), &[])?;
-        Ok(buffer::parse_deps(&answer.payload()))
+        Ok(buffer::parse_deps(&payload(&answer)?))
     }
 
     /// What the targets report. This never makes a target flush, so that it does not wait for a disk.
     pub fn report(&self, name: &Name, report: Report) -> Result<Vec<Target>> {
         let table = if report == Report::Table { STATUS_TABLE } else { 0 };
         let answer = self.call(Command::TableStatus, table | NOFLUSH, &Subject::Name(name), &[])?;
-        Ok(buffer::parse_status(&answer.payload(), answer.target_count()))
+        Ok(buffer::parse_status(&payload(&answer)?, answer.target_count()))
     }
 
     /// Sends a message to the first target.
@@ -185,12 +185,12 @@ impl Control {
         };
         let mut size = FIRST_SIZE;
         loop {
-            let mut buffer = Buffer::new(version, flags, event, subject, payload, size);
+            let failed = |errno: Errno| Error::new(describe(command, subject), &errno.into());
+            let mut buffer = Buffer::new(version, flags, event, subject, payload, size).map_err(failed)?;
             let request = Request { command, words: buffer.words() };
             // SAFETY: `Request` points to a buffer whose length it states at byte
             // 12, as the driver demands; the driver writes inside that length only.
-            unsafe { rustix::ioctl::ioctl(self.file.as_fd(), request) }
-                .map_err(|errno| Error::new(describe(command, subject), &errno.into()))?;
+            unsafe { rustix::ioctl::ioctl(self.file.as_fd(), request) }.map_err(failed)?;
             if buffer.flags() & BUFFER_FULL == 0 {
                 return Ok(buffer);
             }
@@ -200,6 +200,10 @@ impl Control {
             size *= 4;
         }
     }
+}
+
+fn payload(answer: &Buffer) -> Result<Vec<u8>> {
+    answer.payload().map_err(|errno| Error::new("device-mapper's answer", &errno.into()))
 }
 
 fn describe(command: Command, subject: &Subject<'_>) -> String {
