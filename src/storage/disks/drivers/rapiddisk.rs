@@ -88,14 +88,13 @@ impl Driver for Module {
         if !self.is_loaded(root)? {
             return Ok(Vec::new());
         }
-        let named = |name: String| Some((DiskName::parse(&name)?, name));
-        Ok(block::disks(root).cannot("list the RAM disks")?.into_iter().filter_map(named).collect())
+        named_as_disks(root)
     }
 
     fn list(&self, root: &Root) -> Result<Vec<RamDisk>> {
         let Some(mut listed) = self.listed(root)? else { return Ok(Vec::new()) };
         let mut disks = Vec::new();
-        for (name, device) in self.devices(root)? {
+        for (name, device) in named_as_disks(root)? {
             let look = match listed.remove(&name) {
                 Some(row) => {
                     let read_only = block::is_disk_read_only(root, &device).cannot("list the RAM disks")?;
@@ -174,4 +173,10 @@ impl Driver for Module {
         let freed = self.close_for(disk.name, || retry_busy(|| rapiddisk::free_pages(&claim)));
         freed.map(|()| Left::default()).map_err(|error| refused(disk.name, "free the memory of", error))
     }
+}
+
+/// The whole disks that are named as those of the module.
+fn named_as_disks(root: &Root) -> Result<Vec<(DiskName, String)>> {
+    let named = |name: String| Some((DiskName::parse(&name)?, name));
+    Ok(block::disks(root).cannot("list the RAM disks")?.into_iter().filter_map(named).collect())
 }
