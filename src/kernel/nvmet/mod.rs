@@ -102,7 +102,8 @@ pub fn subsystems(root: &Root) -> Result<Vec<Subsystem>> {
         let namespaces = namespaces(root, &dir)?;
         let allowed_hosts = sorted(root.names(format!("{dir}/allowed_hosts"))?);
         let any_host = root.number(format!("{dir}/attr_allow_any_host"))? == Some(1);
-        let serial = root.attribute(format!("{dir}/attr_serial"))?;
+        // The kernel fills it up with blanks.
+        let serial = root.attribute(format!("{dir}/attr_serial"))?.map(|serial| serial.trim_end().to_owned());
         // They are shown and decide nothing: debugfs may be closed to this process.
         let controllers = controllers(root, &nqn).unwrap_or(None);
         found.push(Subsystem { nqn, namespaces, allowed_hosts, any_host, serial, controllers });

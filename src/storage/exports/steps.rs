@@ -221,7 +221,8 @@ impl<'a> Steps<'a> {
         undo: &mut Undo<'a>,
     ) -> Result<()> {
         let before = self.cannot(item.get(self.root, name))?.unwrap_or_default();
-        if before == value {
+        // The kernel fills some values up with blanks.
+        if before.trim_end() == value {
             return Ok(());
         }
         self.cannot(item.set(self.root, name, value))?;
