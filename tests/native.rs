@@ -189,8 +189,10 @@ fn many_disks_are_made_found_again_and_removed_with_their_loop_devices() {
     let root = Root::new("/");
     let file = File::options().read(true).write(true).create_new(true).open("/run/others").unwrap();
     file.set_len(MIB).unwrap();
-    let (name, device) = loops::attach(&root, &file, 5, 1024).unwrap();
-    let others = Others(name, device);
+    let (name, claim) = loops::attach(&root, &file, 5, 1024).unwrap();
+    block::set_read_only(&claim, true).unwrap();
+    drop(claim);
+    let others = Others(name.clone(), block::open(&root, &name, Mode::Read).unwrap());
 
     let low = |name: &String| name.strip_prefix("loop").is_some_and(|number| number.len() < 4);
     let before: Vec<_> = block::disks(&root).unwrap().into_iter().filter(low).collect();
@@ -260,8 +262,8 @@ fn many_disks_are_made_found_again_and_removed_with_their_loop_devices() {
     assert!(names.iter().all(|name| !Path::new("/dev").join(name).is_symlink()));
     assert_eq!(pool::names(&root), Ok(Vec::new()));
     wait_until_gone(&of(rest));
-    let name = others.0.clone();
     assert!(loops::backing(&root, &name).unwrap().is_some(), "{name} is not somebody else's any more");
+    assert_eq!(block::is_disk_read_only(&root, &name), Ok(true), "{name} is not as it was");
     drop(others);
     native.kill_and_restart();
     wait_until_gone(&[name]);

@@ -164,10 +164,7 @@ pub fn stands_on(root: &Root, name: &str) -> Result<Option<Dev>> {
 pub fn attach(root: &Root, file: &File, place: u32, places: u32) -> Result<(String, File)> {
     let control = control(root)?;
     let first = first(root)?;
-    let mut attempts = 0..ATTEMPTS;
-    loop {
-        let attempt = attempts.next().unwrap_or(ATTEMPTS);
-        let is_last = attempt == ATTEMPTS;
+    for attempt in 0..ATTEMPTS {
         let number = first + place + attempt * places;
         // SAFETY: see Control.
         match unsafe { ioctl(&control, Control { opcode: CTL_ADD, number }) } {
@@ -176,10 +173,17 @@ pub fn attach(root: &Root, file: &File, place: u32, places: u32) -> Result<(Stri
             added => added.map_err(failed("LOOP_CTL_ADD"))?,
         }
         let name = format!("loop{number}");
+        if backing(root, &name)?.is_some() {
+            continue;
+        }
         let disk = match block::open(root, &name, Mode::ClaimWrite) {
-            Err(error) if !is_last && (error.is(Errno::BUSY) || error.is_gone()) => continue,
+            Err(error) if error.is(Errno::BUSY) || error.is_gone() => continue,
             opened => opened?,
         };
+        // Somebody may have been faster. From here on nobody else can attach it.
+        if backing(root, &name)?.is_some() {
+            continue;
+        }
         // What an earlier user of the device had made read-only is so still.
         block::set_read_only(&disk, false)?;
         let config = Config {
@@ -190,10 +194,11 @@ pub fn attach(root: &Root, file: &File, place: u32, places: u32) -> Result<(Stri
         };
         // SAFETY: LOOP_CONFIGURE reads one struct loop_config at the pointer.
         match unsafe { ioctl(&disk, Setter::<CONFIGURE, Config>::new(config)) } {
-            Err(Errno::BUSY) if !is_last => continue,
+            Err(Errno::BUSY) => continue,
             done => return done.map(|()| (name, disk)).map_err(failed("LOOP_CONFIGURE")),
         }
     }
+    Err(failed("LOOP_CONFIGURE")(Errno::BUSY))
 }
 
 /// Lets go of the file, at once or, where others have the device open, when the
