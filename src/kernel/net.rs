@@ -28,7 +28,7 @@ pub fn address_of(root: &Root, interface: &str) -> Result<Option<IpAddr>> {
         return Ok(Some(address.into()));
     }
     // A kernel without IPv6 has no such file.
-    let text = root.text("proc/net/if_inet6").unwrap_or_default();
+    let text = root.text_if_there("proc/net/if_inet6")?.unwrap_or_default();
     Ok(text
         .lines()
         .filter_map(parse_v6)
@@ -71,11 +71,16 @@ fn v4_address(interface: &str) -> Result<Option<Ipv4Addr>> {
 
 /// Whether a listener can be opened at the address: it is one of this machine's,
 /// or stands for all of them.
-pub fn is_ours(address: IpAddr) -> bool {
+pub fn is_ours(address: IpAddr) -> Result<bool> {
     // A datagram socket can be bound to these, a listener cannot.
     let is_group = address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST);
     let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
-    !is_group && unbound(family).is_ok_and(|socket| bind(&socket, &SocketAddr::new(address, 0)).is_ok())
+    match unbound(family).and_then(|socket| bind(&socket, &SocketAddr::new(address, 0))) {
+        Ok(()) => Ok(!is_group),
+        // The last two: a link-local address alone does not say which one is meant; there is no IPv6.
+        Err(Errno::ADDRNOTAVAIL | Errno::INVAL | Errno::AFNOSUPPORT) => Ok(false),
+        Err(errno) => Err(Error::new(format!("bind to {address}"), &errno.into())),
+    }
 }
 
 fn unbound(family: AddressFamily) -> rustix::io::Result<OwnedFd> {
@@ -114,11 +119,11 @@ mod tests {
         for missing in ["none-such", "", "a-name-of-sixteen"] {
             assert!(address_of(&root, missing).unwrap_err().is(Errno::NODEV), "{missing:?}");
         }
-        assert!(is_ours(Ipv4Addr::LOCALHOST.into()));
-        assert!(is_ours(Ipv4Addr::UNSPECIFIED.into()));
+        assert_eq!(is_ours(Ipv4Addr::LOCALHOST.into()), Ok(true));
+        assert_eq!(is_ours(Ipv4Addr::UNSPECIFIED.into()), Ok(true));
         // TEST-NET-1: never a machine's own.
         for strange in ["192.0.2.1", "224.0.0.1", "255.255.255.255", "ff02::1"] {
-            assert!(!is_ours(strange.parse().unwrap()), "{strange}");
+            assert_eq!(is_ours(strange.parse().unwrap()), Ok(false), "{strange}");
         }
     }
 

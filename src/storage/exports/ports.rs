@@ -66,16 +66,16 @@ pub fn create(
                 "port {id} exists already, at another address, protocol or service; remove it first"
             )));
         }
-    } else {
-        check_place(root, id, address, protocol, service)?;
-        Undo::run(|undo| {
-            let what = format!("make port {id}");
-            item.make(root).cannot(&what)?;
-            undo.push("making the port", || item.remove(root).cannot(format_args!("remove port {id}")));
-            attributes.iter().try_for_each(|(name, value)| item.set(root, name, value)).cannot(&what)
-        })?;
+        return existing(root, id);
     }
-    existing(root, id)
+    check_place(root, id, address, protocol, service)?;
+    Undo::run(|undo| {
+        let what = format!("make port {id}");
+        item.make(root).cannot(&what)?;
+        undo.push("making the port", || item.remove(root).cannot(format_args!("remove port {id}")));
+        attributes.iter().try_for_each(|(name, value)| item.set(root, name, value)).cannot(&what)?;
+        existing(root, id)
+    })
 }
 
 /// Refuses a port whose listener could never be opened, since another port has its place.
@@ -152,7 +152,7 @@ fn resolve(root: &Root, address: &PortAddress, protocol: Protocol) -> Result<Opt
             })?
         }
     };
-    if !net::is_ours(found) {
+    if !net::is_ours(found).cannot(format_args!("look for the address {found}"))? {
         return Err(Error::Conflict(format!("{found} is no address of this machine")));
     }
     Ok(Some(found))
