@@ -88,6 +88,7 @@ pub fn entry(disk: &RamDisk) -> Value {
         "device": disk.name.to_string(),
         "size": disk.size,
         "usage": disk.usage,
+        "usage_measured": disk.is_measured,
         "status": if disk.locked { "locked" } else { "unlocked" },
         "driver": disk.driver,
     })
@@ -99,11 +100,17 @@ mod tests {
 
     #[test]
     fn a_disk_in_a_list_has_these_bytes() {
-        let disk =
-            RamDisk { name: DiskName(0), size: 67108864, usage: 65536, locked: false, driver: "rapiddisk" };
+        let disk = RamDisk {
+            name: DiskName(0),
+            size: 67108864,
+            usage: 65536,
+            is_measured: true,
+            locked: false,
+            driver: "rapiddisk",
+        };
         assert_eq!(
             entry(&disk).to_string(),
-            r#"{"device":"rd0","driver":"rapiddisk","size":67108864,"status":"unlocked","usage":65536}"#
+            r#"{"device":"rd0","driver":"rapiddisk","size":67108864,"status":"unlocked","usage":65536,"usage_measured":true}"#
         );
     }
 }

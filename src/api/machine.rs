@@ -55,6 +55,11 @@ fn service(health: &Health) -> Value {
         "version": env!("CARGO_PKG_VERSION"),
         "ram_driver": health.ram_driver,
         "ram_drivers": health.ram_drivers,
+        "missing_ram_drivers": health
+            .missing_ram_drivers
+            .iter()
+            .map(|(driver, lacks)| json!({"driver": driver, "lacks": lacks}))
+            .collect::<Vec<_>>(),
         "cache_driver": driver_of(Policy::WriteThrough),
         "cache_drivers": health.cache_drivers,
         "policies": health.policies.iter().map(|(policy, _)| policy.as_str()).collect::<Vec<_>>(),
@@ -97,6 +102,11 @@ mod tests {
         Health {
             ram_driver: Some("rapiddisk"),
             ram_drivers: vec!["rapiddisk", "loop"],
+            missing_ram_drivers: vec![(
+                "brd",
+                "the kernel module brd is not loaded; load it with: modprobe brd rd_nr=0 rd_size=17179869184"
+                    .into(),
+            )],
             policies: vec![
                 (Policy::WriteThrough, "rapiddisk-cache"),
                 (Policy::WriteAround, "rapiddisk-cache"),
@@ -112,6 +122,7 @@ mod tests {
             name: DiskName(number),
             size: 67108864,
             usage,
+            is_measured: true,
             locked,
             driver: "loop",
         };
@@ -150,8 +161,8 @@ mod tests {
             two_disks_and_a_cache(),
             json!({"volumes": [
                 {"rapiddisk": [
-                    {"device": "rd0", "size": 67108864, "usage": 65536, "status": "unlocked", "driver": "loop"},
-                    {"device": "rd1", "size": 67108864, "usage": 4096, "status": "locked", "driver": "loop"},
+                    {"device": "rd0", "size": 67108864, "usage": 65536, "usage_measured": true, "status": "unlocked", "driver": "loop"},
+                    {"device": "rd1", "size": 67108864, "usage": 4096, "usage_measured": true, "status": "locked", "driver": "loop"},
                 ]},
                 {"rapiddisk_cache": [
                     {"device": "rc-wa_loop7", "cache": "rd0", "source": "loop7", "mode": "write-around", "driver": "rapiddisk-cache"},
@@ -167,6 +178,8 @@ mod tests {
             service(&health()).to_string(),
             [
                 r#"{"cache_driver":"rapiddisk-cache","cache_drivers":["rapiddisk-cache","dm-writecache"],"#,
+                r#""missing_ram_drivers":[{"driver":"brd","lacks":"the kernel module brd is not loaded; load it "#,
+                r#"with: modprobe brd rd_nr=0 rd_size=17179869184"}],"#,
                 r#""policies":["write-through","write-around","writeback"],"ram_driver":"rapiddisk","#,
                 r#""ram_drivers":["rapiddisk","loop"],"status":"OK","version":""#,
                 version,
@@ -179,7 +192,7 @@ mod tests {
             service(&Health { shortage, ..Health::default() }).to_string(),
             [
                 r#"{"cache_driver":null,"cache_drivers":[],"memory_available":104857600,"#,
-                r#""memory_promised":536870912,"policies":[],"ram_driver":null,"ram_drivers":[],"status":"OK","#,
+                r#""memory_promised":536870912,"missing_ram_drivers":[],"policies":[],"ram_driver":null,"ram_drivers":[],"status":"OK","#,
                 r#""version":""#,
                 version,
                 r#"","warning":"the RAM disks may still claim 512 MiB, and the machine has 100 MiB; remove or "#,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
+use rustix::ioctl::{NoArg, Opcode, Setter, ioctl, opcode};
 
 use super::{Error, Result, Root, unless_gone};
 
@@ -19,6 +19,11 @@ pub const SECTOR: u64 = 512;
 
 /// `BLKROSET`, `_IO(0x12, 93)` with a pointer to an int.
 const SET_READ_ONLY: Opcode = opcode::none(0x12, 93);
+
+/// `BLKDISCARD`, `_IO(0x12, 119)` with a pointer to two u64: start and length.
+const DISCARD: Opcode = opcode::none(0x12, 119);
+/// `BLKFLSBUF`, `_IO(0x12, 97)`.
+const FLUSH_BUFFERS: Opcode = opcode::none(0x12, 97);
 
 /// A device number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -168,6 +173,8 @@ pub enum Mode {
     Claim,
     /// For reading and writing, exclusively.
     ClaimWrite,
+    /// For reading and writing, beside whoever has it.
+    Write,
 }
 
 /// Opens the node of a disk or partition, by the kernel's name. Never waits for a medium. ENXIO: the node
@@ -175,14 +182,14 @@ pub enum Mode {
 pub fn open(root: &Root, name: &str, mode: Mode) -> Result<File> {
     let path = node(root, name);
     let flags = match mode {
-        Mode::Read => OFlags::empty(),
+        Mode::Read | Mode::Write => OFlags::empty(),
         Mode::Claim | Mode::ClaimWrite => OFlags::EXCL,
     };
     let flags = (flags | OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
     let context = |error: io::Error| Error::new(format!("open {}", path.display()), &error);
     let file = File::options()
         .read(true)
-        .write(mode == Mode::ClaimWrite)
+        .write(matches!(mode, Mode::ClaimWrite | Mode::Write))
         .custom_flags(flags)
         .open(&path)
         .map_err(context)?;
@@ -196,6 +203,32 @@ pub fn set_read_only(disk: &File, read_only: bool) -> Result<()> {
     // SAFETY: BLKROSET reads one int at the pointer.
     unsafe { ioctl(disk.as_fd(), Setter::<SET_READ_ONLY, i32>::new(read_only.into())) }
         .map_err(|errno| Error::new("ioctl BLKROSET", &errno.into()))
+}
+
+/// Empties `length` bytes from `start` on of a device that is open for writing (`BLKDISCARD`).
+pub fn discard(disk: &File, start: u64, length: u64) -> Result<()> {
+    // SAFETY: BLKDISCARD reads two u64 at the pointer.
+    unsafe { ioctl(disk.as_fd(), Setter::<DISCARD, [u64; 2]>::new([start, length])) }
+        .map_err(|errno| Error::new("ioctl BLKDISCARD", &errno.into()))
+}
+
+/// Writes what the page cache has of a device to it, and forgets it (`BLKFLSBUF`).
+pub fn flush_buffers(disk: &File) -> Result<()> {
+    // SAFETY: BLKFLSBUF takes no argument.
+    unsafe { ioctl(disk.as_fd(), NoArg::<FLUSH_BUFFERS>::new()) }
+        .map_err(|errno| Error::new("ioctl BLKFLSBUF", &errno.into()))
+}
+
+/// The most that one discard of a whole disk may empty, in bytes, by the kernel's name: 0 where discards
+/// are off.
+pub fn discard_limit(root: &Root, name: &str) -> Result<Option<u64>> {
+    root.number(format!("sys/block/{name}/queue/discard_max_bytes"))
+}
+
+/// Has the kernel refuse each discard of a whole disk, by the kernel's name.
+pub fn refuse_discards(root: &Root, name: &str) -> Result<()> {
+    let path = root.path(format!("sys/block/{name}/queue/discard_max_bytes"));
+    fs::write(&path, "0").map_err(|error| Error::new(format!("write 0 to {}", path.display()), &error))
 }
 
 /// Reads the first `buffer.len()` bytes.

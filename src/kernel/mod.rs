@@ -3,6 +3,7 @@
 //! at one [`Root`].
 
 pub mod block;
+pub mod brd;
 pub mod child;
 pub mod dm;
 mod error;

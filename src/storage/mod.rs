@@ -10,6 +10,7 @@ mod error;
 mod exports;
 mod locks;
 mod machine;
+mod mapping;
 mod names;
 mod nvme_names;
 mod quiesce;

@@ -25,6 +25,8 @@ pub struct Health {
     pub ram_driver: Option<&'static str>,
     /// The drivers of RAM disks that the kernel has at the moment.
     pub ram_drivers: Vec<&'static str>,
+    /// The others, and what the kernel lacks for each.
+    pub missing_ram_drivers: Vec<(&'static str, String)>,
     /// The policies that a new cache can have, each with its driver.
     pub policies: Vec<(Policy, &'static str)>,
     /// The drivers of caches that the kernel has at the moment. It may load others by itself.
@@ -78,13 +80,11 @@ impl Watch {
         let root = &self.machine.root;
         let drivers = &self.disks.drivers;
         let (policies, cache_drivers) = self.caches.offers();
+        let (ram_drivers, missing_ram_drivers) = drivers.offers(root);
         let mut now = Health {
             ram_driver: drivers.for_new(root).ok().map(|driver| driver.name()),
-            ram_drivers: drivers
-                .iter()
-                .filter(|it| it.is_loaded(root) == Ok(true))
-                .map(|it| it.name())
-                .collect(),
+            ram_drivers,
+            missing_ram_drivers,
             policies,
             cache_drivers,
             shortage: None,

@@ -22,6 +22,15 @@ kernel_version() {
     echo "$found"
 }
 
+# The newest installed kernel whose brd can discard, which that of Debian 12 itself (6.1) cannot.
+newer_kernel_version() {
+    local found
+    found=$(find /lib/modules -mindepth 1 -maxdepth 1 -name '6.12.*' -printf '%f\n' 2>/dev/null | sort -V | tail -n 1)
+    [[ -n $found ]] || die "no kernel 6.12 in /lib/modules (apt install linux-image-6.12-amd64)"
+    [[ -r /boot/vmlinuz-$found ]] || die "cannot read /boot/vmlinuz-$found"
+    echo "$found"
+}
+
 # Something answers on this port of the loopback.
 port_answers() {
     (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null

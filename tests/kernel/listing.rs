@@ -6,7 +6,7 @@ use rapiddiskd::kernel::dm::Report;
 use serde_json::{Value, json};
 
 use crate::support::data::noise;
-use crate::support::kernel::{cache_driver, is_stock, put, size, target};
+use crate::support::kernel::{cache_driver, put, ram_driver, size, target};
 use crate::support::{Guest, MIB, PAGE, guest, sh, sys, write};
 
 fn devices(list: &[Value]) -> Vec<String> {
@@ -22,7 +22,7 @@ fn the_service_tells_its_status_and_version() {
     let guest = guest();
     let status = guest.read("checkServiceStatus");
     assert_eq!((&status["status"], &status["version"]), (&json!("OK"), &json!(env!("CARGO_PKG_VERSION"))));
-    let driver = if is_stock() { "loop" } else { "rapiddisk" };
+    let driver = ram_driver();
     assert_eq!(status["ram_driver"], driver);
     assert!(status["ram_drivers"].as_array().expect("drivers").contains(&json!(driver)), "{status}");
     assert_eq!(status.get("warning"), None, "{status}");

@@ -11,6 +11,7 @@ mod faults;
 mod support;
 
 mod bench;
+mod brd;
 mod cache;
 mod contents;
 mod dmcache;

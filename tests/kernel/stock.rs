@@ -10,7 +10,8 @@ use serde_json::json;
 use crate::quiesce::quiesce;
 use crate::support::data::{MIB, assert_same_data, assert_zero, noise, read, write};
 use crate::support::kernel::{
-    POOL, Process, attribute, device, eventually, loops, mappings, names, settle, size, used, works,
+    POOL, Process, all_mappings, attribute, device, eventually, loops, mappings, names, settle, size, used,
+    works,
 };
 use crate::support::{Guest, clean, guest, guest_after, guest_with, sh, sys};
 
@@ -212,7 +213,7 @@ fn a_change_looks_at_its_own_disk_alone() {
 }
 
 /// Has something happen to the daemon's system calls of this kind (strace's `inject`), until dropped.
-fn injected(guest: &mut Guest, call: &str, what: &str) -> Process {
+pub fn injected(guest: &mut Guest, call: &str, what: &str) -> Process {
     traced(guest, &format!("-o /dev/null -e trace={call} -e inject={call}:{what}"))
 }
 
@@ -231,7 +232,7 @@ fn traced(guest: &mut Guest, options: &str) -> Process {
 
 /// Kills the daemon right before the `nth` system call of this kind that `change` makes. Returns
 /// whether `change` was answered, because it makes fewer such calls.
-fn killed_before(guest: &mut Guest, call: &str, nth: u32, change: &str) -> bool {
+pub fn killed_before(guest: &mut Guest, call: &str, nth: u32, change: &str) -> bool {
     let _tracer = injected(guest, call, &format!("signal=KILL:when={nth}"));
     let answered = guest.try_request("POST", &format!("/v1/{change}")).is_ok();
     guest.kill_and_restart();
@@ -301,6 +302,26 @@ fn memory_that_may_not_suffice_is_said() {
     let log = fs::read_to_string("/tmp/daemon.log").expect("the log");
     assert_eq!(log.matches("524288 MiB").count(), 1, "{log}");
     assert_eq!(log.matches("enough").count(), 1, "{log}");
+}
+
+/// A `brd` that cannot discard, as that of Linux 6.1, would keep all memory.
+#[test]
+fn a_brd_that_cannot_discard_is_not_taken() {
+    let guest = guest_after(&[], || {
+        sh("modprobe -a loop dm-mod; modprobe brd rd_nr=0 rd_size=17179869184");
+    });
+    assert_eq!(guest.disk(8), "rd0");
+    assert_eq!(guest.listed("rd0")["driver"], "loop");
+    eventually("the status says why", || {
+        guest.read("checkServiceStatus")["missing_ram_drivers"].to_string().contains("gives memory back")
+    });
+    drop(guest);
+    let guest = guest_with(&["--ram-driver", "brd"]);
+    guest.refuses("createRapidDisk/8", 503, &["brd", "memory back"]);
+    assert!(all_mappings().is_empty(), "{:?}", all_mappings());
+    drop(guest);
+    let _alone = crate::support::begin();
+    clean::unload();
 }
 
 #[test]

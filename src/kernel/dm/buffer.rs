@@ -41,6 +41,8 @@ pub enum Subject<'a> {
     Name(&'a Name),
     /// A device to be made, with its UUID.
     New(&'a Name, &'a str),
+    /// The device of this name, and how many targets its new table has.
+    Table(&'a Name, u32),
 }
 
 /// A buffer for one ioctl, aligned to 8 bytes as the kernel's structures are.
@@ -66,8 +68,6 @@ impl Buffer {
         }
         buffer.put_u32(12, size as u32);
         buffer.put_u32(16, HEADER as u32);
-        // Read by the kernel for TABLE_LOAD alone.
-        buffer.put_u32(20, u32::from(!payload.is_empty()));
         buffer.put_u32(28, flags);
         buffer.put_u32(32, event);
         match subject {
@@ -76,6 +76,10 @@ impl Buffer {
             Subject::New(name, uuid) => {
                 buffer.put(48, name.as_str().as_bytes());
                 buffer.put(176, uuid.as_bytes());
+            }
+            Subject::Table(name, targets) => {
+                buffer.put(48, name.as_str().as_bytes());
+                buffer.put_u32(20, *targets);
             }
         }
         buffer.put(HEADER, payload);
@@ -90,6 +94,11 @@ impl Buffer {
     /// The flags the kernel set.
     pub fn flags(&self) -> u32 {
         u32_at(&self.header(), 28).unwrap_or(0)
+    }
+
+    /// How often the device is open.
+    pub fn open_count(&self) -> u32 {
+        u32_at(&self.header(), 24).unwrap_or(u32::MAX)
     }
 
     /// The device number.
@@ -120,11 +129,6 @@ impl Buffer {
     /// The number of targets the kernel reports.
     pub fn target_count(&self) -> u32 {
         u32_at(&self.header(), 20).unwrap_or(0)
-    }
-
-    /// How often the device is open.
-    pub fn open_count(&self) -> u32 {
-        u32_at(&self.header(), 24).unwrap_or(u32::MAX)
     }
 
     fn header(&self) -> Vec<u8> {
@@ -164,8 +168,13 @@ fn string_at(bytes: &[u8], at: usize) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes[..end]).into_owned())
 }
 
-/// The payload of TABLE_LOAD for one target.
-pub fn table(target: &Target) -> Vec<u8> {
+/// The payload of TABLE_LOAD.
+pub fn table(targets: &[Target]) -> Vec<u8> {
+    targets.iter().flat_map(spec).collect()
+}
+
+/// One target in it, whose `next` is its own length.
+fn spec(target: &Target) -> Vec<u8> {
     let length = (SPEC + target.text.len() + 1).next_multiple_of(8);
     let mut bytes = Vec::with_capacity(length);
     bytes.extend(target.start.to_ne_bytes());
@@ -302,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_table_is_padded_and_counts_its_length() {
-        let bytes = table(&target());
+        let bytes = table(&[target()]);
         assert_eq!(bytes.len() % 8, 0);
         assert_eq!(u32_at(&bytes, 20), Some(bytes.len() as u32));
         // What we load is read back as a status report would be.
@@ -328,9 +337,9 @@ mod tests {
 
     #[test]
     fn status_entries_count_from_the_first() {
-        let mut first = table(&target());
+        let mut first = table(&[target()]);
         let second =
-            table(&Target { start: 131072, kind: "linear".into(), text: "8:0 0".into(), ..target() });
+            table(&[Target { start: 131072, kind: "linear".into(), text: "8:0 0".into(), ..target() }]);
         let (one, two) = (first.len() as u32, (first.len() + second.len()) as u32);
         first[20..24].copy_from_slice(&one.to_ne_bytes());
         let mut bytes = first;

@@ -31,6 +31,7 @@ const LAST_SIZE: usize = 16 << 20;
 const SUSPEND: u32 = 1 << 1;
 const STATUS_TABLE: u32 = 1 << 4;
 const ACTIVE_PRESENT: u32 = 1 << 5;
+const INACTIVE_PRESENT: u32 = 1 << 6;
 const BUFFER_FULL: u32 = 1 << 8;
 const NOFLUSH: u32 = 1 << 11;
 
@@ -52,6 +53,7 @@ enum Command {
     DevSuspend = 6,
     DevStatus = 7,
     TableLoad = 9,
+    TableClear = 10,
     TableDeps = 11,
     TableStatus = 12,
     ListVersions = 13,
@@ -69,6 +71,8 @@ pub struct Info {
     pub active: bool,
     /// Whether it is suspended.
     pub suspended: bool,
+    /// Whether a table is loaded that the next resumption puts to use.
+    pub has_next: bool,
     /// How often it is open: in programs, mounted, in other mappings.
     pub open_count: u32,
 }
@@ -125,9 +129,15 @@ impl Control {
         Ok(self.call(Command::DevCreate, 0, &Subject::New(name, uuid), &[])?.dev())
     }
 
-    /// Loads a table of one target; [`Control::resume`] puts it to use.
-    pub fn load(&self, name: &Name, target: &Target) -> Result<()> {
-        self.call(Command::TableLoad, 0, &Subject::Name(name), &buffer::table(target)).map(drop)
+    /// Loads a table; [`Control::resume`] puts it to use.
+    pub fn load(&self, name: &Name, targets: &[Target]) -> Result<()> {
+        let subject = Subject::Table(name, targets.len() as u32);
+        self.call(Command::TableLoad, 0, &subject, &buffer::table(targets)).map(drop)
+    }
+
+    /// Forgets a table that was loaded and is not in use.
+    pub fn clear(&self, name: &Name) -> Result<()> {
+        self.call(Command::TableClear, 0, &Subject::Name(name), &[]).map(drop)
     }
 
     /// Puts a loaded table to use, or ends a suspension.
@@ -153,6 +163,7 @@ impl Control {
             uuid: answer.uuid(),
             active: answer.flags() & ACTIVE_PRESENT != 0,
             suspended: answer.flags() & SUSPEND != 0,
+            has_next: answer.flags() & INACTIVE_PRESENT != 0,
             open_count: answer.open_count(),
         })
     }
@@ -209,7 +220,9 @@ fn payload(answer: &Buffer) -> Result<Vec<u8>> {
 fn describe(command: Command, subject: &Subject<'_>) -> String {
     match subject {
         Subject::Driver => format!("device-mapper {command:?}"),
-        Subject::Name(name) | Subject::New(name, _) => format!("device-mapper {command:?} of {name}"),
+        Subject::Name(name) | Subject::New(name, _) | Subject::Table(name, _) => {
+            format!("device-mapper {command:?} of {name}")
+        }
     }
 }
 

@@ -153,7 +153,7 @@ impl Caches {
                 retry_busy(|| control.remove(name.as_dm())).cannot(format_args!("remove {name}"))
             });
             control
-                .load(name.as_dm(), &table)
+                .load(name.as_dm(), &[table])
                 .map_err(|error| self.targets.load_refused(root, control, *target, name, error))?;
             control.resume(name.as_dm()).cannot(format_args!("start {name}"))?;
             undo.push(format!("making /dev/mapper/{name}"), || node::remove(root, name));

@@ -1,56 +1,11 @@
-//! Mappings that this program made, as device-mapper knows them.
+//! The mappings of caches.
 
-use std::fmt::Display;
-
-use rustix::io::Errno;
-
+use crate::kernel::Root;
 use crate::kernel::dm::{self, Control, Info, Report};
-use crate::kernel::{self, Root};
 use crate::storage::error::{Cannot, Error, Result};
+pub use crate::storage::mapping::{control, exists_already, if_loaded, info_of, not_made, ours, uuid};
 use crate::storage::names::CacheName;
 use crate::storage::usage::{self, User};
-
-/// Opens device-mapper.
-///
-/// # Errors
-/// Its driver is not loaded (`Unavailable`), or cannot be opened.
-pub fn control(root: &Root) -> Result<Control> {
-    if_loaded(root)?.ok_or_else(|| {
-        Error::Unavailable("device-mapper is not loaded; load it with: modprobe dm-mod".into())
-    })
-}
-
-/// Opens device-mapper; `None` where its driver is not loaded.
-pub fn if_loaded(root: &Root) -> Result<Option<Control>> {
-    match Control::open(root) {
-        Err(error) if is_not_loaded(&error) => Ok(None),
-        opened => opened.cannot("use device-mapper").map(Some),
-    }
-}
-
-fn is_not_loaded(error: &kernel::Error) -> bool {
-    [Errno::NOENT, Errno::NODEV, Errno::NXIO].iter().any(|&errno| error.is(errno))
-}
-
-/// The UUID of a mapping that was made here.
-pub fn uuid(name: &dm::Name) -> String {
-    let mut uuid = format!("rapiddiskd-{name}");
-    uuid.truncate(dm::UUID_MAX);
-    uuid
-}
-
-/// The state of a mapping; `None` if there is none of this name.
-pub fn info_of(control: &Control, name: &dm::Name) -> Result<Option<Info>> {
-    match control.info(name) {
-        Err(error) if dm::is_missing(&error) => Ok(None),
-        info => info.map(Some).cannot(format_args!("look at {name}")),
-    }
-}
-
-/// The state of a mapping that was made here; `None` if there is none of this name.
-pub fn ours(control: &Control, name: &dm::Name) -> Result<Option<Info>> {
-    Ok(info_of(control, name)?.filter(|info| info.uuid == uuid(name)))
-}
 
 /// The state of a cache's mapping, which must exist.
 pub fn info(control: &Control, name: &CacheName) -> Result<Info> {
@@ -109,18 +64,4 @@ pub fn report(control: &Control, name: &CacheName, what: Report) -> Result<dm::T
 /// There is no such cache.
 pub fn no_cache(name: &CacheName) -> Error {
     Error::NotFound(format!("there is no cache {name}"))
-}
-
-/// A mapping has this name already.
-pub fn exists_already(name: impl Display) -> Error {
-    Error::Conflict(format!("{name} exists already; remove it first"))
-}
-
-/// The error of a mapping that could not be made: another program may have taken its name since it
-/// was free.
-pub fn not_made(name: impl Display, error: kernel::Error) -> Error {
-    match error.is(Errno::BUSY) {
-        true => exists_already(name),
-        false => Error::Kernel(format!("cannot make {name}"), error),
-    }
 }

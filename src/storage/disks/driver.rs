@@ -20,6 +20,8 @@ pub struct RamDisk {
     pub size: u64,
     /// The memory that it holds, in bytes.
     pub usage: u64,
+    /// Whether that was measured. Else the kernel does not say, and `usage` is the most that it can hold.
+    pub is_measured: bool,
     /// Whether it is read-only.
     pub locked: bool,
     /// The name of its driver.
@@ -64,8 +66,8 @@ pub trait Driver: Send + Sync {
     /// Its name, which is that of the kernel module it takes, and the one on the command line.
     fn name(&self) -> &'static str;
 
-    /// Whether the kernel has it now.
-    fn is_loaded(&self, root: &Root) -> Result<bool>;
+    /// What the kernel lacks for it, and how to get that; `None` if it can make disks now.
+    fn lacks(&self, root: &Root) -> Result<Option<String>>;
 
     /// The kernel's name of one of its disks; `None` if it has no such disk. Where the disk is as this driver makes
     /// it, no other disk is looked at.
@@ -134,4 +136,9 @@ pub fn refused(name: DiskName, what: &str, error: kernel::Error) -> Error {
         true => usage::in_use(name, &User::Opener),
         false => Error::Kernel(format!("cannot {what} {name}"), error),
     }
+}
+
+/// What a driver lacks whose module is not loaded.
+pub fn not_loaded(module: &str, parameters: &str) -> String {
+    format!("the kernel module {module} is not loaded; load it with: modprobe {module}{parameters}")
 }

@@ -1,6 +1,8 @@
 //! The registry of RAM-disk drivers. A new driver is a file in this folder, and two words here: its
 //! `mod`, and its place in [`all`].
 
+mod brd;
+mod link;
 mod loops;
 mod rapiddisk;
 
@@ -10,7 +12,7 @@ use crate::storage::error::{Error, Result};
 
 /// Every driver, the preferred one first.
 fn all() -> Vec<Box<dyn Driver>> {
-    vec![Box::new(rapiddisk::Module::default()), Box::new(loops::Loops::default())]
+    vec![Box::new(rapiddisk::Module::default()), Box::new(brd::Brd), Box::new(loops::Loops::default())]
 }
 
 /// The driver that the administrator chose, by name.
@@ -47,22 +49,26 @@ impl Drivers {
     /// The kernel has none of those that may.
     pub fn for_new(&self, root: &Root) -> Result<&dyn Driver> {
         let may = |driver: &&dyn Driver| self.chosen.is_none_or(|chosen| chosen.0 == driver.name());
-        let missing = || {
-            let names: Vec<_> = self.iter().filter(may).map(|driver| driver.name()).collect();
-            let what = match names[..] {
-                [name] => format!("the kernel module {name} is not loaded"),
-                _ => format!("none of the kernel modules {} is loaded", names.join(", ")),
-            };
-            Error::Unavailable(format!(
-                "{what}; load one with: modprobe {}",
-                names.join(" (or: modprobe ") + &")".repeat(names.len() - 1)
-            ))
-        };
+        let mut lacking = Vec::new();
         for driver in self.iter().filter(may) {
-            if driver.is_loaded(root)? {
-                return Ok(driver);
+            match driver.lacks(root)? {
+                None => return Ok(driver),
+                Some(lack) => lacking.push(lack),
             }
         }
-        Err(missing())
+        Err(Error::Unavailable(lacking.join("; or ")))
+    }
+
+    /// The drivers that the kernel has at the moment, and what it lacks for the others.
+    pub fn offers(&self, root: &Root) -> (Vec<&'static str>, Vec<(&'static str, String)>) {
+        let (mut there, mut lacking) = (Vec::new(), Vec::new());
+        for driver in self.iter() {
+            match driver.lacks(root) {
+                Ok(None) => there.push(driver.name()),
+                Ok(Some(lack)) => lacking.push((driver.name(), lack)),
+                Err(error) => lacking.push((driver.name(), error.to_string())),
+            }
+        }
+        (there, lacking)
     }
 }

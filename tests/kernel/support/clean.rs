@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::kernel::{
-    POOL, all_mappings, eventually, is_stock, names, put, ram_disks, settle, sh, sys, works,
+    POOL, all_mappings, eventually, is_brd, is_stock, names, put, ram_disks, settle, sh, sys, works,
 };
 
 const NVMET: &str = "/sys/kernel/config/nvmet";
@@ -158,8 +158,19 @@ pub fn is_loaded(module: &str) -> bool {
 
 /// Loads what the daemon needs.
 pub fn load() {
+    if is_brd() {
+        load_brd();
+    }
     if !modules().split(' ').all(is_loaded) {
         sh(&format!("modprobe -a {}", modules()));
+    }
+}
+
+/// Loads brd as the daemon advises, and has debugfs tell root alone how much memory its disks hold.
+pub fn load_brd() {
+    sh("modprobe brd rd_nr=0 rd_size=17179869184");
+    if names("/sys/kernel/debug").is_empty() {
+        sh("mount -t debugfs -o mode=0700 debugfs /sys/kernel/debug");
     }
 }
 
@@ -169,12 +180,12 @@ pub fn unload() {
         works("umount /sys/kernel/config");
     }
     let modules = "nvme_tcp nvme_rdma nvmet_tcp nvmet_rdma nvmet rapiddisk_cache rapiddisk \
-        dm_writecache dm_cache_smq dm_cache dm_persistent_data dm_bio_prison dm_flakey dm_delay dm_bufio dm_mod loop";
+        dm_writecache dm_cache_smq dm_cache dm_persistent_data dm_bio_prison dm_flakey dm_delay dm_bufio dm_mod loop brd";
     eventually("the modules are unloaded", || {
         for module in modules.split(' ').filter(|module| is_loaded(module)) {
             works(&format!("rmmod {module}"));
         }
-        !["rapiddisk", "rapiddisk-cache", "dm-mod", "dm-writecache", "nvmet", "loop"]
+        !["rapiddisk", "rapiddisk-cache", "dm-mod", "dm-writecache", "nvmet", "loop", "brd"]
             .into_iter()
             .any(is_loaded)
     });

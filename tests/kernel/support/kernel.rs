@@ -118,7 +118,21 @@ pub const POOL: &str = "/run/rapiddiskd/disks";
 
 /// Whether this guest is without RapidDisk's modules.
 pub fn is_stock() -> bool {
-    std::env::var("RAPIDDISKD_GUEST").is_ok_and(|mode| mode == "kernel-stock")
+    std::env::var("RAPIDDISKD_GUEST").is_ok_and(|mode| mode == "kernel-stock") || is_brd()
+}
+
+/// Whether the RAM disks of this guest are those of brd.
+pub fn is_brd() -> bool {
+    std::env::var("RAPIDDISKD_GUEST").is_ok_and(|mode| mode == "kernel-brd")
+}
+
+/// What makes RAM disks in this guest.
+pub fn ram_driver() -> &'static str {
+    match (is_stock(), is_brd()) {
+        (false, _) => "rapiddisk",
+        (true, true) => "brd",
+        (true, false) => "loop",
+    }
 }
 
 /// The policies that caches have in this guest, writeback last.
@@ -131,10 +145,23 @@ pub fn cache_driver() -> &'static str {
     if is_stock() { "dm-cache" } else { "rapiddisk-cache" }
 }
 
-/// The kernel's name of a disk. A RAM disk behind a loop device has that one's name there.
+/// The kernel's name of a disk. A RAM disk behind a loop device or a mapping has that one's name there.
 pub fn device(disk: &str) -> String {
     let over = |(_, file): &(String, String)| file.strip_prefix(POOL) == Some(&format!("/{disk}"));
-    loops().into_iter().find(over).map_or_else(|| disk.to_owned(), |(device, _)| device)
+    let found = loops().into_iter().find(over).map(|(device, _)| device).or_else(|| mapped(disk));
+    found.unwrap_or_else(|| disk.to_owned())
+}
+
+/// The kernel's name of the mapping with this name.
+fn mapped(name: &str) -> Option<String> {
+    let is_it = |device: &String| sys(&format!("/sys/block/{device}/dm/name")).as_deref() == Some(name);
+    names("/sys/block").into_iter().filter(|device| device.starts_with("dm-")).find(is_it)
+}
+
+/// The disk of brd that a RAM disk stands on.
+pub fn below(disk: &str) -> Option<String> {
+    let device = mapped(disk)?;
+    names(&format!("/sys/block/{device}/slaves")).into_iter().find(|name| name.starts_with("ram"))
 }
 
 /// The attached loop devices and their files.
@@ -163,7 +190,7 @@ pub fn size(disk: &str) -> Option<u64> {
 pub fn ram_disks() -> Vec<String> {
     let number = |name: &String| name.strip_prefix("rd")?.parse::<u32>().ok();
     let files = loops().into_iter().filter_map(|(_, file)| Some(file.strip_prefix(POOL)?[1..].to_owned()));
-    let all = names("/sys/block").into_iter().chain(files);
+    let all = names("/sys/block").into_iter().chain(files).chain(all_mappings());
     let mut disks: Vec<_> = all.filter(|name| number(name).is_some()).collect();
     disks.sort_by_key(number);
     disks
@@ -173,6 +200,11 @@ pub fn ram_disks() -> Vec<String> {
 pub fn used(disk: &str) -> Option<u64> {
     if let Ok(file) = fs::metadata(format!("{POOL}/{disk}")) {
         return Some(file.blocks() * 512);
+    }
+    if let Some(below) = below(disk) {
+        let pages: u64 = sys(&format!("/sys/kernel/debug/ramdisk_pages/{below}"))?.parse().ok()?;
+        // One is the label.
+        return Some((pages - 1) * PAGE as u64);
     }
     let listed = sys("/sys/kernel/rapiddisk/devices")?;
     let row = listed.lines().find(|line| line.split('\t').next() == Some(disk))?;
@@ -221,14 +253,17 @@ pub fn dm() -> Option<Control> {
     Control::open(&Root::new("/")).ok()
 }
 
-/// The names of all mappings, without those that are parts of a cache that exists.
+/// The names of all mappings, without those that are parts of a cache that exists, and without RAM disks.
 pub fn mappings() -> Vec<String> {
     let all = all_mappings();
     let is_part = |name: &str| {
         let source = name.strip_prefix("rc-wm_").or(name.strip_prefix("rc-wd_"));
         source.is_some_and(|source| all.contains(&format!("rc-wt_{source}")))
     };
-    all.iter().filter(|name| !is_part(name)).cloned().collect()
+    let is_disk = |name: &str| {
+        name.strip_prefix("rd").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    all.iter().filter(|name| !is_part(name) && !is_disk(name)).cloned().collect()
 }
 
 /// The names of all mappings.

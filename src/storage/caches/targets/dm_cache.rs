@@ -209,7 +209,7 @@ fn make_part<'a>(new: &New<'a>, part: Part, start: u64, end: u64, undo: &mut Und
         kind: "linear".into(),
         text: format!("{} {}", new.disk.dev, start / SECTOR),
     };
-    control.load(&part, &table).and_then(|()| control.resume(&part)).cannot(format_args!("map {part}"))?;
+    control.load(&part, &[table]).and_then(|()| control.resume(&part)).cannot(format_args!("map {part}"))?;
     Ok(dev)
 }
 

@@ -12,13 +12,14 @@ use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parts::{
-    MOST, attached, check_place, device_over, disk_named, disk_of_file, file_of, is_over, link, linked, part,
-    sum, unlink,
+    KIND, MOST, attached, check_place, device_over, disk_named, disk_of_file, file_of, is_over, linked, part,
+    sum,
 };
 
 use crate::kernel::block::{self, Mode};
 use crate::kernel::{self, Root, loops, pool};
-use crate::storage::disks::driver::{Claims, Device, Driver, RamDisk, Shrunk, refused};
+use crate::storage::disks::driver::{Claims, Device, Driver, RamDisk, Shrunk, not_loaded, refused};
+use crate::storage::disks::drivers::link;
 use crate::storage::error::{Cannot, Error, Left, Result};
 use crate::storage::locks::Held;
 use crate::storage::names::DiskName;
@@ -42,8 +43,9 @@ impl Driver for Loops {
         "loop"
     }
 
-    fn is_loaded(&self, root: &Root) -> Result<bool> {
-        loops::is_loaded(root).cannot("look for the module loop")
+    fn lacks(&self, root: &Root) -> Result<Option<String>> {
+        let is_loaded = loops::is_loaded(root).cannot("look for the module loop")?;
+        Ok((!is_loaded).then(|| not_loaded("loop", "")))
     }
 
     /// By the link `/dev/rdN`, if the device that it leads to is over the file. Otherwise, and only if there is such
@@ -85,7 +87,7 @@ impl Driver for Loops {
                 None => return Ok(None),
             };
             let locked = block::is_disk_read_only(root, &device)?;
-            Ok(Some(RamDisk { name, size, usage, locked, driver: self.name() }))
+            Ok(Some(RamDisk { name, size, usage, is_measured: true, locked, driver: self.name() }))
         };
         let listed = self.devices(root)?.into_iter().filter_map(|disk| look(disk).transpose());
         listed.collect::<kernel::Result<_>>().cannot("list the RAM disks")
@@ -123,9 +125,7 @@ impl Driver for Loops {
 
     fn attach(&self, root: &Root, name: DiskName, bytes: u64, limit: u64) -> Result<()> {
         loops::control(root).map_err(|error| match error.is_gone() {
-            true => {
-                Error::Unavailable("the kernel module loop is not loaded; load it with: modprobe loop".into())
-            }
+            true => Error::Unavailable(not_loaded("loop", "")),
             false => Error::Kernel(format!("cannot make {name}"), error),
         })?;
         pool::mount_for(root, limit).cannot(format_args!("mount the tmpfs of {name}"))?;
@@ -136,9 +136,9 @@ impl Driver for Loops {
             undo.push(format!("making the file of {name}"), move || remove_part(root, name));
             let (device, _claim) = loops::attach(root, &file, name.0, MOST)
                 .cannot(format_args!("attach a loop device for {name}"))?;
-            link(root, name, &device).cannot(format_args!("make /dev/{name}"))?;
+            link::make(root, name, KIND, &device).cannot(format_args!("make /dev/{name}"))?;
             undo.push(format!("making /dev/{name}"), move || {
-                unlink(root, name).cannot(format_args!("remove /dev/{name}"))
+                link::remove(root, name, KIND).cannot(format_args!("remove /dev/{name}"))
             });
             pool::rename(root, &part(name), &name.to_string())
                 .cannot(format_args!("give the file of {name} its name"))
@@ -170,7 +170,7 @@ impl Driver for Loops {
         let writable = block::set_read_only(&claim, false);
         left.note(writable.cannot(format_args!("make {} writable for others", disk.device)));
         drop(claim);
-        left.note(unlink(root, name).cannot(format_args!("remove the link /dev/{name}")));
+        left.note(link::remove(root, name, KIND).cannot(format_args!("remove the link /dev/{name}")));
         left.note(pool::remove(root, &part(name)).cannot(format_args!("remove the file of {name}")));
         self.may_leave.store(true, Ordering::Relaxed);
         Ok(left)

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use crate::kernel::block::{self, SECTOR};
 use crate::kernel::rapiddisk::{self, Look};
 use crate::kernel::{self, Root};
-use crate::storage::disks::driver::{Claims, Device, Driver, RamDisk, Shrunk, refused};
+use crate::storage::disks::driver::{Claims, Device, Driver, RamDisk, Shrunk, not_loaded, refused};
 use crate::storage::error::{Cannot, Left, Result};
 use crate::storage::names::DiskName;
 use crate::storage::wait::retry_busy;
@@ -69,13 +69,17 @@ impl Module {
     }
 }
 
+fn is_loaded(root: &Root) -> Result<bool> {
+    rapiddisk::is_loaded(root).cannot("look for the module rapiddisk")
+}
+
 impl Driver for Module {
     fn name(&self) -> &'static str {
         "rapiddisk"
     }
 
-    fn is_loaded(&self, root: &Root) -> Result<bool> {
-        rapiddisk::is_loaded(root).cannot("look for the module rapiddisk")
+    fn lacks(&self, root: &Root) -> Result<Option<String>> {
+        Ok((!is_loaded(root)?).then(|| not_loaded("rapiddisk", "")))
     }
 
     fn find(&self, root: &Root, name: DiskName) -> Result<Option<String>> {
@@ -85,7 +89,7 @@ impl Driver for Module {
 
     fn devices(&self, root: &Root) -> Result<Vec<(DiskName, String)>> {
         // Most hosts without the module have many other devices.
-        if !self.is_loaded(root)? {
+        if !is_loaded(root)? {
             return Ok(Vec::new());
         }
         named_as_disks(root)
@@ -107,7 +111,8 @@ impl Driver for Module {
                 // The module's count of pages can be too high: it does not look whether a
                 // discarded page was there.
                 let usage = used.min(size);
-                disks.push(RamDisk { name, size, usage, locked: read_only, driver: self.name() });
+                let driver = self.name();
+                disks.push(RamDisk { name, size, usage, is_measured: true, locked: read_only, driver });
             }
         }
         Ok(disks)

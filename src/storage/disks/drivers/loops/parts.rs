@@ -1,10 +1,8 @@
 //! What a disk consists of: the names of its file, its link, and the device over the file.
 
-use std::path::PathBuf;
-
-use crate::kernel::block;
 use crate::kernel::links::{self, Entry};
-use crate::kernel::{self, Root, loops, pool};
+use crate::kernel::{Root, loops, pool};
+use crate::storage::disks::drivers::link;
 use crate::storage::error::{Cannot, Error, Result};
 use crate::storage::names::DiskName;
 
@@ -13,6 +11,9 @@ pub(super) const MOST: u32 = 1024;
 
 /// What the name of a file ends with while the disk is being made or removed.
 pub(super) const PART: &str = ".part";
+
+/// What the names of its devices begin with.
+pub(super) const KIND: &str = "loop";
 
 /// The disk that a file is of, whether it is one already or still.
 pub(super) fn disk_named(file: &str) -> Option<DiskName> {
@@ -58,8 +59,8 @@ pub(super) fn sum(files: &[(String, u64)]) -> u64 {
 /// The device to which `/dev/rdN` leads, if that is over this file of the pool.
 pub(super) fn linked(root: &Root, name: DiskName, file: &str) -> Result<Option<String>> {
     let look = format!("look at /dev/{name}");
-    let Entry::Link(device) = links::look(&node(root, name)).cannot(&look)? else { return Ok(None) };
-    if !is_ours(&device) {
+    let Entry::Link(device) = links::look(&link::node(root, name)).cannot(&look)? else { return Ok(None) };
+    if !link::is_of(KIND, &device) {
         return Ok(None);
     }
     let path = loops::backing(root, &device).cannot(&look)?;
@@ -72,26 +73,14 @@ pub(super) fn device_over(root: &Root, file: &str) -> Result<Option<String>> {
     Ok(attached(root)?.into_iter().find(over).map(|(device, _)| device))
 }
 
-/// The path of its link.
-pub(super) fn node(root: &Root, name: DiskName) -> PathBuf {
-    block::node(root, &name.to_string())
-}
-
 /// Refuses a name whose place in `/dev` is taken by something that is not ours, or by the disk of a
 /// daemon whose tmpfs cannot be seen from this mount namespace.
 pub(super) fn check_place(root: &Root, name: DiskName) -> Result<()> {
-    let path = node(root, name);
-    let device = match links::look(&path).cannot(format_args!("look at {}", path.display()))? {
-        Entry::Missing => return Ok(()),
-        Entry::Link(to) if is_ours(&to) => to,
-        Entry::Link(_) | Entry::Other => {
-            return Err(Error::Conflict(format!("{} is there already; remove it first", path.display())));
-        }
-    };
+    let Some(device) = link::check_place(root, name, KIND)? else { return Ok(()) };
     if leads_out_of_sight(root, name, &device) {
         return Err(Error::Conflict(format!(
             "{} is a disk whose tmpfs is not mounted here; this service needs the mount namespace of the machine",
-            path.display()
+            link::node(root, name).display()
         )));
     }
     Ok(())
@@ -107,27 +96,6 @@ fn leads_out_of_sight(root: &Root, name: DiskName, device: &str) -> bool {
 pub(super) fn is_named_as(name: DiskName, path: &str) -> bool {
     let file = path.strip_suffix(" (deleted)").unwrap_or(path).rsplit('/').next();
     file == Some(&name.to_string()) || file == Some(&part(name))
-}
-
-/// Whether a link in `/dev` that leads there is one that this driver makes.
-pub(super) fn is_ours(to: &str) -> bool {
-    let number = to.strip_prefix("loop").unwrap_or_default();
-    !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-/// Makes the link, in the place of one of ours that leads elsewhere.
-pub(super) fn link(root: &Root, name: DiskName, device: &str) -> kernel::Result<()> {
-    unlink(root, name)?;
-    links::make(&node(root, name), device)
-}
-
-/// Removes the link, if it is one of ours.
-pub(super) fn unlink(root: &Root, name: DiskName) -> kernel::Result<()> {
-    let path = node(root, name);
-    match links::look(&path)? {
-        Entry::Link(to) if is_ours(&to) => links::remove(&path),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

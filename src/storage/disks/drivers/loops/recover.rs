@@ -4,13 +4,11 @@ use std::collections::HashMap;
 
 use rustix::io::Errno;
 
-use super::parts::{
-    MOST, PART, attached, check_place, disk_named, is_named_as, is_ours, link, linked, node, part, sum,
-    unlink,
-};
+use super::parts::{KIND, MOST, PART, attached, check_place, disk_named, is_named_as, linked, part, sum};
 use crate::kernel::block::{self, Mode};
 use crate::kernel::links::{self, Entry};
 use crate::kernel::{Root, loops, pool};
+use crate::storage::disks::drivers::link;
 use crate::storage::error::{Cannot, Error, Result};
 use crate::storage::locks::Held;
 use crate::storage::names::DiskName;
@@ -27,7 +25,7 @@ pub(super) fn recover<'a>(
         Ok(files) => files,
         Err(error) => return vec![format!("the RAM disks could not be looked for: {error}")],
     };
-    let mut said = remove_lost_links(root, hold);
+    let mut said = link::remove_lost(root, KIND, hold, |name, to| is_lost(root, name, to));
     if pool::is_mounted(root) == Ok(true)
         && let Err(error) = pool::mount_for(root, limit.max(sum(&files)))
     {
@@ -68,35 +66,10 @@ pub(super) fn recover<'a>(
     said
 }
 
-/// Removes the links in `/dev` that were left of disks that are gone. The loop devices that they lead to may
-/// be somebody else's by now.
-fn remove_lost_links<'a>(root: &Root, hold: &dyn Fn(DiskName) -> Option<Held<'a>>) -> Vec<String> {
-    let names = match links::names(root) {
-        Ok(names) => names,
-        Err(error) => return vec![format!("lost links of RAM disks could not be looked for: {error}")],
-    };
-    let remove = |name: DiskName| {
-        let _held = hold(name)?;
-        let is_missing = |file: &str| pool::held(root, file) == Ok(None);
-        if !is_missing(&name.to_string()) || !is_missing(&part(name)) {
-            return None;
-        }
-        match links::look(&node(root, name)) {
-            Ok(Entry::Link(to)) if is_ours(&to) && !may_be_disk(root, name, &to) => {
-                let removed = links::remove(&node(root, name));
-                Some(match removed {
-                    Ok(()) => format!("/dev/{name} led to {to}, which is no RAM disk, and is removed"),
-                    Err(error) => {
-                        format!(
-                            "/dev/{name} leads to {to}, which is no RAM disk, and could not be removed: {error}"
-                        )
-                    }
-                })
-            }
-            _ => None,
-        }
-    };
-    names.iter().filter_map(|name| DiskName::parse(name)).filter_map(remove).collect()
+/// Whether a link is left of a disk that is gone.
+fn is_lost(root: &Root, name: DiskName, to: &str) -> bool {
+    let is_missing = |file: &str| pool::held(root, file) == Ok(None);
+    is_missing(&name.to_string()) && is_missing(&part(name)) && !may_be_disk(root, name, to)
 }
 
 /// Repairs what a file and the device over it are of. Returns what was done or could not be done.
@@ -132,7 +105,9 @@ fn recover_part(root: &Root, name: DiskName, device: Option<String>) -> Result<O
             return Ok(Some("is a disk again, since somebody uses it or may use it"));
         }
     }
-    unlink(root, name).and_then(|()| pool::remove(root, &part(name))).cannot("remove what was left of it")?;
+    link::remove(root, name, KIND)
+        .and_then(|()| pool::remove(root, &part(name)))
+        .cannot("remove what was left of it")?;
     Ok(Some("was half-made or half-removed, and is removed"))
 }
 
@@ -167,11 +142,11 @@ pub(super) fn recover_disk(
             .and_then(|disk| loops::stay(&disk))
             .cannot("keep it attached")?;
     }
-    let entry = links::look(&node(root, name)).cannot(format_args!("look at /dev/{name}"))?;
+    let entry = links::look(&link::node(root, name)).cannot(format_args!("look at /dev/{name}"))?;
     if entry != Entry::Link(device.clone()) {
         done = Some("had lost its link in /dev, and has it again");
         check_place(root, name)?;
-        link(root, name, &device).cannot(format_args!("make /dev/{name}"))?;
+        link::make(root, name, KIND, &device).cannot(format_args!("make /dev/{name}"))?;
     }
     Ok(done)
 }

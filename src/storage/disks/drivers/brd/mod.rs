@@ -1,0 +1,232 @@
+//! RAM disks of the kernel's driver `brd`, behind a mapping. `rdN` consists of:
+//!
+//! * `ramK`, K from 1024 on, which has the data from its second MiB on. What looks at the start of disks does
+//!   not find it there. The first page has a [`label`].
+//! * `rdN-ramK`, the guard: a mapping of the first page of the data.
+//! * `rdN`, a mapping of that page through the guard, and of all other pages directly. `/dev/rdN` is a link
+//!   to it.
+//!
+//! The guard has two tasks. While it is there, `ramK` is taken and may hold memory: it is made first and
+//! removed last. And it keeps the discards of others away, which `brd` does not survive beside reads and
+//! writes of the same page: they are off on the guard, and a mapping has none where a single target of its
+//! table has none. To turn them off on `rdN` itself would not do, since each new table turns them on again.
+
+mod label;
+mod parts;
+mod recover;
+
+use std::fs::File;
+
+use super::link;
+use crate::kernel::block;
+use crate::kernel::dm::Control;
+use crate::kernel::{self, Root, brd, machine};
+use crate::storage::disks::driver::{Claims, Device, Driver, RamDisk, Shrunk, not_loaded, refused};
+use crate::storage::error::{Cannot, Left, Result};
+use crate::storage::locks::Held;
+use crate::storage::mapping::{self, not_made, uuid};
+use crate::storage::names::DiskName;
+use crate::storage::undo::Undo;
+use crate::storage::wait::retry_busy;
+use parts::{
+    HEAD, KIND, Parts, all, below, check_room, clear, device_name, disk_mapping, end_of_data, find,
+    forget_table, free_number, make_guard, page, put_to_use, release, table, while_suspended,
+};
+
+/// As many as the module `rapiddisk` takes.
+const MOST: u32 = 1024;
+
+/// The largest `rd_size` that is advised: 16 TiB.
+const ADVICE: &str = " rd_nr=0 rd_size=17179869184";
+
+/// The driver.
+pub struct Brd;
+
+impl Driver for Brd {
+    fn name(&self) -> &'static str {
+        "brd"
+    }
+
+    fn lacks(&self, root: &Root) -> Result<Option<String>> {
+        let look = "look for the module brd";
+        if !brd::is_loaded(root).cannot(look)? {
+            return Ok(Some(not_loaded("brd", ADVICE)));
+        }
+        if brd::minors(root).cannot(look)? > 1 {
+            return Ok(Some(format!("brd was loaded with max_part; load it with: modprobe brd{ADVICE}")));
+        }
+        let (size, memory) = (brd::size(root).cannot(look)?, machine::memory().total);
+        if size < memory {
+            return Ok(Some(format!(
+                "the disks of brd have {} MiB here, which is less than the memory; load it with: modprobe brd{ADVICE}",
+                size >> 20
+            )));
+        }
+        let Some(control) = mapping::if_loaded(root)? else {
+            return Ok(Some(not_loaded("dm-mod", "")));
+        };
+        Ok(match parts::can_discard(root, &control.for_parts())? {
+            Some(true) => None,
+            Some(false) => Some(
+                "the brd of this kernel never gives memory back; newer kernels have one that does".into(),
+            ),
+            None => Some("this kernel makes no disks of brd on demand (CONFIG_BLOCK_LEGACY_AUTOLOAD)".into()),
+        })
+    }
+
+    fn find(&self, root: &Root, name: DiskName) -> Result<Option<String>> {
+        let info = find(root, name).cannot(format_args!("look for {name}"))?;
+        Ok(info.map(|info| device_name(info.dev)))
+    }
+
+    fn devices(&self, root: &Root) -> Result<Vec<(DiskName, String)>> {
+        let mut found = Vec::new();
+        for parts in all(root).cannot("list the RAM disks")? {
+            found.extend(
+                parts.device(root).cannot("list the RAM disks")?.map(|(device, _)| (parts.name, device)),
+            );
+        }
+        Ok(found)
+    }
+
+    fn list(&self, root: &Root) -> Result<Vec<RamDisk>> {
+        let look = |parts: Parts| {
+            let Some((device, size)) = parts.device(root)? else { return Ok(None) };
+            // The label is no data.
+            let held = brd::held(root, parts.number).map(|held| held.saturating_sub(page()));
+            Ok(Some(RamDisk {
+                name: parts.name,
+                size,
+                usage: held.unwrap_or(size).min(size),
+                is_measured: held.is_some(),
+                locked: block::is_disk_read_only(root, &device)?,
+                driver: self.name(),
+            }))
+        };
+        let all = all(root).cannot("list the RAM disks")?;
+        let listed = all.into_iter().filter_map(|parts| look(parts).transpose());
+        listed.collect::<kernel::Result<_>>().cannot("list the RAM disks")
+    }
+
+    fn name_of(&self, root: &Root, device: &str) -> Result<Option<DiskName>> {
+        parts::disk_of(root, device).cannot(format_args!("look at {device}"))
+    }
+
+    fn claims(&self, root: &Root) -> Result<Claims> {
+        let what = "add up the sizes of the RAM disks";
+        let mut claims = Claims::default();
+        for parts in all(root).cannot(what)? {
+            let size = match parts.device(root).cannot(what)? {
+                Some((_, size)) => size,
+                None => label::read(root, parts.number).cannot(what)?.unwrap_or(0),
+            };
+            claims.names.push(parts.name);
+            claims.bytes = claims.bytes.saturating_add(size);
+        }
+        Ok(claims)
+    }
+
+    fn most(&self, _root: &Root) -> Result<(u32, &'static str)> {
+        Ok((MOST, "this daemon makes no more; remove one"))
+    }
+
+    fn attach(&self, root: &Root, name: DiskName, bytes: u64, _limit: u64) -> Result<()> {
+        check_room(root, name, bytes)?;
+        link::check_place(root, name, KIND)?;
+        let (number, reach) = free_number(root)?;
+        let reach = reach.max(bytes);
+        let control = mapping::control(root)?;
+        Undo::run(|undo| {
+            undo.push(format!("taking {}", brd::name(number)), move || release(root, name, number, bytes));
+            let guard = make_guard(root, name, number)?;
+            label::write(root, number, reach).cannot(format_args!("label {}", brd::name(number)))?;
+            clear(root, number, 0, reach)?;
+            let mapping = disk_mapping(name);
+            let dev = control.create(&mapping, &uuid(&mapping)).map_err(|error| not_made(name, error))?;
+            undo.push(format!("mapping {name}"), || {
+                retry_busy(|| control.remove(&disk_mapping(name))).cannot(format_args!("remove {name}"))
+            });
+            put_to_use(root, &control, name, dev, &table(bytes, guard, number))?;
+            undo.push(format!("making /dev/{name}"), move || {
+                link::remove(root, name, KIND).cannot(format_args!("remove /dev/{name}"))
+            });
+            link::make(root, name, KIND, &device_name(dev)).cannot(format_args!("make /dev/{name}"))
+        })
+    }
+
+    fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> Result<Left> {
+        let name = disk.name;
+        let control = mapping::control(root)?;
+        let (_, number) = below(&control, name).cannot(format_args!("remove {name}"))?;
+        // device-mapper refuses while anybody has it open.
+        drop(claim);
+        retry_busy(|| control.remove(&disk_mapping(name))).map_err(|error| refused(name, "remove", error))?;
+        // The disk is gone, whether or not what it leaves behind can be removed.
+        let mut left = Left::default();
+        left.note(link::remove(root, name, KIND).cannot(format_args!("remove the link /dev/{name}")));
+        left.note(release(root, name, number, disk.size));
+        Ok(left)
+    }
+
+    fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, _limit: u64) -> Result<()> {
+        let (name, what) = (disk.name, format!("resize {}", disk.name));
+        check_room(root, name, bytes)?;
+        let control = mapping::control(root)?;
+        let (guard, number) = below(&control, name).cannot(&what)?;
+        let reach = label::read(root, number).cannot(&what)?.unwrap_or(disk.size);
+        label::write(root, number, reach.max(bytes)).cannot(&what)?;
+        clear(root, number, disk.size, bytes)?;
+        Undo::run(|undo| {
+            undo.push(format!("giving {name} a new table"), || forget_table(&control, name));
+            put_to_use(root, &control, name, disk.dev, &table(bytes, guard, number))
+        })
+    }
+
+    fn least_size(&self, root: &Root, disk: &Device<'_>, _claim: &File) -> kernel::Result<u64> {
+        let (_, number) = below(&Control::open(root)?, disk.name)?;
+        end_of_data(root, number, 0, disk.size)
+    }
+
+    /// Nobody writes while it is suspended.
+    fn shrink(&self, root: &Root, disk: &Device<'_>, claim: File, bytes: u64) -> Result<Shrunk> {
+        let (name, what) = (disk.name, format!("resize {}", disk.name));
+        let control = mapping::control(root)?;
+        let (guard, number) = below(&control, name).cannot(&what)?;
+        let shrunk = while_suspended(&control, name, || {
+            if end_of_data(root, number, bytes, disk.size)? > bytes {
+                return Ok(false);
+            }
+            let loaded = control.load(&disk_mapping(name), &table(bytes, guard, number));
+            loaded.or_else(|error| control.clear(&disk_mapping(name)).and(Err(error))).map(|()| true)
+        });
+        if !shrunk.map_err(|error| refused(name, "resize", error))? {
+            return Ok(Shrunk::DataAbove);
+        }
+        drop(claim);
+        // Pages full of zeros.
+        let mut left = Left::default();
+        left.note(clear(root, number, bytes, disk.size));
+        Ok(Shrunk::Done(left))
+    }
+
+    fn free(&self, root: &Root, disk: &Device<'_>, claim: File) -> Result<Left> {
+        let (name, what) = (disk.name, "free the memory of");
+        let control = mapping::control(root)?;
+        let (_, number) = below(&control, name).cannot(format_args!("{what} {name}"))?;
+        while_suspended(&control, name, || brd::clear(root, number, HEAD, HEAD + disk.size))
+            .map_err(|error| refused(name, what, error))?;
+        // Whoever opens it from here on reads nothing old from the page cache.
+        let mut left = Left::default();
+        left.note(block::flush_buffers(&claim).cannot(format_args!("empty the page cache of {name}")));
+        Ok(left)
+    }
+
+    fn recover<'a>(
+        &self,
+        root: &Root,
+        _limit: u64,
+        hold: &dyn Fn(DiskName) -> Option<Held<'a>>,
+    ) -> Vec<String> {
+        recover::recover(root, hold)
+    }
+}

@@ -1,0 +1,68 @@
+//! Repairing what a daemon that was killed during a change left.
+
+use super::parts::{KIND, Parts, all, device_name, disk_mapping, disk_of, probe_mapping, release};
+use crate::kernel::Root;
+use crate::kernel::links::{self, Entry};
+use crate::storage::disks::drivers::link;
+use crate::storage::error::{Cannot, Result};
+use crate::storage::locks::Held;
+use crate::storage::mapping;
+use crate::storage::names::DiskName;
+use crate::storage::wait::retry_busy;
+
+/// Repairs each disk. Returns a line for each thing that was done or could not be done.
+pub fn recover<'a>(root: &Root, hold: &dyn Fn(DiskName) -> Option<Held<'a>>) -> Vec<String> {
+    let found = match all(root) {
+        Ok(found) => found,
+        Err(error) => return vec![format!("the RAM disks of brd could not be looked for: {error}")],
+    };
+    let mut said = Vec::new();
+    for Parts { name, number, .. } in found {
+        // A request is at work on it.
+        let Some(_held) = hold(name) else { continue };
+        match recover_one(root, name, number) {
+            Ok(done) => said.extend(done.map(|done| format!("{name}: {done}"))),
+            Err(error) => said.push(format!("{name} could not be repaired: {error}")),
+        }
+    }
+    if let Ok(Some(control)) = mapping::if_loaded(root)
+        && let Ok(Some(_)) = mapping::ours(&control, &probe_mapping())
+    {
+        let _ = control.remove(&probe_mapping());
+    }
+    let is_lost = |name: DiskName, to: &str| disk_of(root, to).is_ok_and(|of| of != Some(name));
+    said.extend(link::remove_lost(root, KIND, hold, is_lost));
+    said
+}
+
+/// A disk is one from the moment in which its mapping has a table. Before that it was half-made, and
+/// without the mapping half-removed.
+fn recover_one(root: &Root, name: DiskName, number: u32) -> Result<Option<&'static str>> {
+    let control = mapping::control(root)?;
+    let mapping = disk_mapping(name);
+    let Some(info) = mapping::ours(&control, &mapping)?.filter(|info| info.active) else {
+        if mapping::ours(&control, &mapping)?.is_some() {
+            retry_busy(|| control.remove(&mapping)).cannot("remove its mapping")?;
+        }
+        link::remove(root, name, KIND).cannot("remove its link")?;
+        release(root, name, number, 0)?;
+        return Ok(Some("was half-made or half-removed, and is removed"));
+    };
+    let mut done = None;
+    if info.has_next {
+        done = Some("was half-resized, and keeps its size");
+        control.clear(&mapping).cannot("forget its new table")?;
+    }
+    if info.suspended {
+        done = Some("was suspended, and is resumed");
+        control.resume(&mapping).cannot("resume it")?;
+    }
+    let device = device_name(info.dev);
+    let entry = links::look(&link::node(root, name)).cannot(format_args!("look at /dev/{name}"))?;
+    if entry != Entry::Link(device.clone()) {
+        done = Some("had lost its link in /dev, and has it again");
+        link::check_place(root, name, KIND)?;
+        link::make(root, name, KIND, &device).cannot(format_args!("make /dev/{name}"))?;
+    }
+    Ok(done)
+}
