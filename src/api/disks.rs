@@ -4,13 +4,13 @@ use serde_json::{Value, json};
 
 use super::answer::{done, made};
 use super::parameters::{Kind, Parameter, Values};
-use crate::storage::{DiskName, RamDisk, Result, Size, Storage};
+use crate::storage::{DiskName, RamDisk, RamDriver, Result, Size, Storage};
 
 /// What is done with RAM disks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DiskAction {
-    /// Make one.
-    Create(Size),
+    /// Make one, by this driver if one is given.
+    Create(Size, Option<RamDriver>),
     /// Give one another size.
     Resize(DiskName, Size),
     /// Free the memory of one.
@@ -52,11 +52,25 @@ impl Parameter for Size {
     }
 }
 
+impl Parameter for RamDriver {
+    const KIND: Kind = Kind {
+        name: "driver",
+        description: "The driver that makes the RAM disk. If it is not given, that is the one of `--ram-driver`.",
+        values: Values::OneOf(&["rapiddisk", "brd", "loop"]),
+        example: "brd",
+        expected: "a driver of RAM disks; there are rapiddisk, brd and loop",
+    };
+
+    fn read(text: &str) -> Option<RamDriver> {
+        RamDriver::parse(text)
+    }
+}
+
 /// Does what `action` asks for. Returns the answer's body.
 pub fn execute(storage: &Storage, action: &DiskAction) -> Result<Value> {
     Ok(match action {
-        DiskAction::Create(size) => {
-            let disk = storage.disks.create(*size)?;
+        DiskAction::Create(size, driver) => {
+            let disk = storage.disks.create(*size, *driver)?;
             made("device", &disk, format!("{disk} has {} MiB", size.bytes() >> 20))
         }
         DiskAction::Resize(disk, size) => {

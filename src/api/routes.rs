@@ -15,8 +15,8 @@ use super::parameters::{Kind, Options, Parameter, Parameters, Parsed, Segments};
 use crate::http::Method;
 use crate::http::{Call, Class};
 use crate::storage::{
-    BlockSize, CacheName, DiskName, Nqn, Policy, PortAddress, PortId, Ports, Protocol, ServiceId, Size,
-    SourceName, Volume,
+    BlockSize, CacheName, DiskName, Nqn, Policy, PortAddress, PortId, Ports, Protocol, RamDriver, ServiceId,
+    Size, SourceName, Volume,
 };
 
 /// How a path is called.
@@ -71,9 +71,12 @@ pub static ENDPOINTS: &[Endpoint] = &[
         "Lists the RAM disks and the caches.",
         |_| Ok(MachineAction::Volumes.into()),
     ),
-    change("/v1/createRapidDisk/@size", "/v1/createRapidDisk/128", "Makes a RAM disk.", |p| {
-        Ok(DiskAction::Create(p.take()?).into())
-    }),
+    Endpoint {
+        options: &[RamDriver::KIND],
+        ..change("/v1/createRapidDisk/@size", "/v1/createRapidDisk/128", "Makes a RAM disk.", |p| {
+            Ok(DiskAction::Create(p.take()?, p.option()?).into())
+        })
+    },
     change(
         "/v1/resizeRapidDisk/@disk/@size",
         "/v1/resizeRapidDisk/rd0/1GiB",
@@ -198,6 +201,7 @@ pub static KINDS: &[Kind] = &[
     Protocol::KIND,
     ServiceId::KIND,
     Nqn::KIND,
+    RamDriver::KIND,
     BlockSize::KIND,
     Discard::KIND,
 ];

@@ -68,6 +68,12 @@ fn a_disk_is_a_mapping_on_a_disk_of_brd_that_nobody_else_can_take() {
         let status = guest.post(&format!("createRapidDiskCache/rd1/{source}/writeback")).status;
         assert!([400, 409].contains(&status), "{source}: {status}");
     }
+    // One disk may be made by another driver.
+    assert_eq!(guest.change("createRapidDisk/8?driver=loop")["device"], "rd2");
+    assert_eq!(guest.listed("rd2")["driver"], "loop");
+    guest.change("removeRapidDisk/rd2");
+    guest.refuses("createRapidDisk/8?driver=rapiddisk", 503, &["modprobe rapiddisk"]);
+    guest.refuses("createRapidDisk/8?driver=ram", 400, &["rapiddisk, brd and loop"]);
     // Without debugfs nobody says how much it holds.
     write("/dev/rd0", 0, &noise(1, MIB as usize));
     assert_eq!(guest.listed("rd0")["usage"], MIB);

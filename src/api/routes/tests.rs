@@ -42,7 +42,9 @@ fn each_path_of_the_reference_is_an_action() {
     assert_eq!(get("/v1/showRapidDiskCacheStats/rc-wt_sdb"), ok(CacheAction::Stats(cache())));
     assert_eq!(get("/v1/listAllNVMeTargets"), ok(NvmeAction::Targets));
     assert_eq!(get("/v1/listAllNVMePorts"), ok(NvmeAction::Ports));
-    assert_eq!(post("/v1/createRapidDisk/128"), ok(DiskAction::Create(size)));
+    assert_eq!(post("/v1/createRapidDisk/128"), ok(DiskAction::Create(size, None)));
+    let loops = RamDriver::parse("loop");
+    assert_eq!(post("/v1/createRapidDisk/128?driver=loop"), ok(DiskAction::Create(size, loops)));
     assert_eq!(post("/v1/resizeRapidDisk/rd0/128"), ok(DiskAction::Resize(rd0, size)));
     assert_eq!(post("/v1/flushRapidDisk/rd0"), ok(DiskAction::Flush(rd0)));
     assert_eq!(post("/v1/removeRapidDisk/rd0"), ok(DiskAction::Remove(rd0)));
@@ -185,7 +187,7 @@ fn each_option_is_known_by_name_and_given_once() {
     assert_eq!(remove("?discard=yes"), refused(r#""yes" is not 1 or 0"#));
     let none = refused(r#""x" is not an option of this call, which has none"#);
     assert_eq!(get("/v1/checkServiceStatus?x=1"), none);
-    assert_eq!(post("/v1/createRapidDisk/64?x"), none);
+    assert_eq!(post("/v1/flushRapidDisk/rd0?x"), none);
     // What is wrong with the path is said first.
     assert!(matches!(get("/v1/nothing?x=1"), Err(NoAction::NoPath(_))));
     let message = "only writeback has blocks whose size can be chosen";
@@ -333,6 +335,7 @@ fn what_a_kind_promises_is_accepted() {
     check::<Protocol>(&mut checked);
     check::<ServiceId>(&mut checked);
     check::<Nqn>(&mut checked);
+    check::<RamDriver>(&mut checked);
     check::<BlockSize>(&mut checked);
     check::<Discard>(&mut checked);
     assert_eq!(checked, KINDS.iter().map(|kind| kind.name).collect::<Vec<_>>());

@@ -48,7 +48,16 @@ impl Drivers {
     /// # Errors
     /// The kernel has none of those that may.
     pub fn for_new(&self, root: &Root) -> Result<&dyn Driver> {
-        let may = |driver: &&dyn Driver| self.chosen.is_none_or(|chosen| chosen.0 == driver.name());
+        self.for_this(root, None)
+    }
+
+    /// The chosen one, or the one that makes new disks.
+    ///
+    /// # Errors
+    /// As for [`Drivers::for_new`].
+    pub fn for_this(&self, root: &Root, chosen: Option<RamDriver>) -> Result<&dyn Driver> {
+        let chosen = chosen.or(self.chosen);
+        let may = |driver: &&dyn Driver| chosen.is_none_or(|chosen| chosen.0 == driver.name());
         let mut lacking = Vec::new();
         for driver in self.iter().filter(may) {
             match driver.lacks(root)? {

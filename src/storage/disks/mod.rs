@@ -58,10 +58,10 @@ impl Disks {
         Ok(disks)
     }
 
-    /// Makes a RAM disk under the lowest free number.
-    pub fn create(&self, size: Size) -> Result<DiskName> {
+    /// Makes a RAM disk under the lowest free number, by the chosen driver or by that of new disks.
+    pub fn create(&self, size: Size, chosen: Option<RamDriver>) -> Result<DiskName> {
         let root = &self.machine.root;
-        let driver = self.drivers.for_new(root)?;
+        let driver = self.drivers.for_this(root, chosen)?;
         let _memory = self.machine.hold(vec![Key::Memory])?;
         let claims = self.claims()?;
         self.check_memory(&claims, size.bytes(), 0)?;
