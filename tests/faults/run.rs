@@ -216,6 +216,7 @@ fn restore(
     if !matches!(outcome, Ok(Outcome::Done | Outcome::AsBefore)) {
         restart(setting);
     }
+    setting.fill();
     let mut said = Vec::new();
     for again in [false, true] {
         if differences(before, &setting.state(), varying).is_empty() {

@@ -10,7 +10,7 @@ use crate::kernel::block::{self, SECTOR};
 use crate::kernel::rapiddisk::{self, Look};
 use crate::kernel::{self, Root};
 use crate::storage::disks::driver::{Claims, Device, Driver, RamDisk, Shrunk, not_loaded, refused};
-use crate::storage::error::{Cannot, Left, Result};
+use crate::storage::error::{Cannot, Error, Left, Result};
 use crate::storage::names::DiskName;
 use crate::storage::wait::retry_busy;
 
@@ -145,14 +145,16 @@ impl Driver for Module {
     }
 
     fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> Result<Left> {
-        let detached = self.close_for(disk.name, || {
+        let refused = |error| refused(disk.name, "remove", error);
+        self.close_for(disk.name, || {
             // The module counts all openers. It refuses to free pages while there is another one,
             // but it does not refuse to detach.
-            retry_busy(|| rapiddisk::free_pages(&claim))?;
+            retry_busy(|| rapiddisk::free_pages(&claim)).map_err(refused)?;
             // The claim is held until the disk is gone: no mount or mapping slips in.
-            rapiddisk::detach(root, disk.name.0)
-        });
-        detached.map(|()| Left::default()).map_err(|error| refused(disk.name, "remove", error))
+            rapiddisk::detach(root, disk.name.0).map(|()| Left::default()).map_err(|error| {
+                Error::NotUndone(Box::new(refused(error)), vec![format!("emptying {}", disk.name)])
+            })
+        })
     }
 
     fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, _limit: u64) -> Result<()> {
