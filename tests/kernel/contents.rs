@@ -44,9 +44,9 @@ const CASES: [Case; 7] = [
 const TABLE: &str = "table() { printf '\\0\\0\\0\\0\\203\\0\\0\\0\\0\\10\\0\\0\\0\\100\\0\\0' |
     dd of=$1 bs=1 seek=446 conv=notrunc; printf '\\125\\252' | dd of=$1 bs=1 seek=510 conv=notrunc; }; table";
 
-/// Overwrites the disk `sda` with zeros where superblocks may be.
+/// Overwrites the disk `sda` with zeros where superblocks may be, its own and those of a first partition.
 fn clear() {
-    write("/dev/sda", 0, &vec![0; MIB as usize]);
+    write("/dev/sda", 0, &vec![0; 2 * MIB as usize]);
     settle();
 }
 
