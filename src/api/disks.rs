@@ -98,14 +98,18 @@ pub fn execute(storage: &Storage, action: &DiskAction) -> Result<Value> {
 
 /// A RAM disk in a list.
 pub fn entry(disk: &RamDisk) -> Value {
-    json!({
+    let mut entry = json!({
         "device": disk.name.to_string(),
         "size": disk.size,
         "usage": disk.usage,
         "usage_measured": disk.is_measured,
         "status": if disk.locked { "locked" } else { "unlocked" },
         "driver": disk.driver,
-    })
+    });
+    if let Some(fault) = &disk.fault {
+        entry["fault"] = fault.as_str().into();
+    }
+    entry
 }
 
 #[cfg(test)]
@@ -114,17 +118,20 @@ mod tests {
 
     #[test]
     fn a_disk_in_a_list_has_these_bytes() {
-        let disk = RamDisk {
+        let mut disk = RamDisk {
             name: DiskName(0),
             size: 67108864,
             usage: 65536,
             is_measured: true,
             locked: false,
             driver: "rapiddisk",
+            fault: None,
         };
         assert_eq!(
             entry(&disk).to_string(),
             r#"{"device":"rd0","driver":"rapiddisk","size":67108864,"status":"unlocked","usage":65536,"usage_measured":true}"#
         );
+        disk.fault = Some("has lost its loop device".into());
+        assert_eq!(entry(&disk)["fault"], "has lost its loop device");
     }
 }

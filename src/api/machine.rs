@@ -125,6 +125,7 @@ mod tests {
             is_measured: true,
             locked,
             driver: "loop",
+            fault: None,
         };
         let cache = Cache {
             name: CacheName::parse("rc-wa_loop7").unwrap(),

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{CWD, FileType, OFlags, makedev, mknodat};
 use rustix::io::Errno;
 use rustix::ioctl::{NoArg, Opcode, Setter, ioctl, opcode};
 
@@ -24,6 +24,28 @@ const SET_READ_ONLY: Opcode = opcode::none(0x12, 93);
 const DISCARD: Opcode = opcode::none(0x12, 119);
 /// `BLKFLSBUF`, `_IO(0x12, 97)`.
 const FLUSH_BUFFERS: Opcode = opcode::none(0x12, 97);
+
+/// `BLKPG`, `_IO(0x12, 105)` with a pointer to a `struct blkpg_ioctl_arg` (`linux/blkpg.h`).
+const PARTITIONS: Opcode = opcode::none(0x12, 105);
+const DELETE_PARTITION: i32 = 2;
+
+/// `struct blkpg_ioctl_arg`.
+#[repr(C)]
+struct PartitionRequest {
+    operation: i32,
+    flags: i32,
+    length: i32,
+    partition: *const Partition,
+}
+
+/// `struct blkpg_partition`.
+#[repr(C)]
+struct Partition {
+    start: i64,
+    length: i64,
+    number: i32,
+    names: [u8; 128],
+}
 
 /// A device number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -158,9 +180,44 @@ pub fn partitions(root: &Root, dev: Dev) -> Result<Vec<Dev>> {
     Ok(found)
 }
 
+/// Makes the kernel forget the partitions of a disk, which stay on a loop device that changes hands. EBUSY: one
+/// of them is open.
+pub fn forget_partitions(root: &Root, name: &str, disk: &File) -> Result<()> {
+    let dir = format!("sys/block/{name}");
+    for entry in root.names(&dir)? {
+        let Some(number) = root.number(format!("{dir}/{entry}/partition"))? else { continue };
+        let partition = Partition { start: 0, length: 0, number: number as i32, names: [0; 128] };
+        let length = size_of::<Partition>() as i32;
+        let request = PartitionRequest {
+            operation: DELETE_PARTITION,
+            flags: 0,
+            length,
+            partition: &raw const partition,
+        };
+        // SAFETY: BLKPG reads the request and the partition that it points to, which both outlive the call.
+        unsafe { ioctl(disk.as_fd(), Setter::<PARTITIONS, PartitionRequest>::new(request)) }
+            .map_err(|errno| Error::new(format!("ioctl BLKPG of {entry}"), &errno.into()))?;
+    }
+    Ok(())
+}
+
 /// The kernel's names of the devices stacked on this one (dm, md, bcache).
 pub fn holders(root: &Root, dev: Dev) -> Result<Vec<String>> {
     root.names(format!("sys/dev/block/{dev}/holders"))
+}
+
+/// The other devices of a mounted btrfs that is on this device, among others. Such a file system names only one
+/// of its devices where it is mounted.
+pub fn btrfs_siblings(root: &Root, dev: Dev) -> Result<Vec<Dev>> {
+    let Some(name) = name_of(root, dev)? else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for id in root.names("sys/fs/btrfs")? {
+        let devices = root.names(format!("sys/fs/btrfs/{id}/devices"))?;
+        for sibling in devices.iter().filter(|_| devices.contains(&name)) {
+            found.extend(dev_of(root, sibling)?);
+        }
+    }
+    Ok(found)
 }
 
 /// How a device is opened.
@@ -177,10 +234,31 @@ pub enum Mode {
     Write,
 }
 
-/// Opens the node of a disk or partition, by the kernel's name. Never waits for a medium. ENXIO: the node
-/// is another device, which happens where `/dev` is not the kernel's own devtmpfs.
+/// Opens a disk or partition, by the kernel's name. Never waits for a medium. If its node is gone, or is something
+/// else, the device is opened through another node. ENOENT or ENXIO: there is no such device.
 pub fn open(root: &Root, name: &str, mode: Mode) -> Result<File> {
     let path = node(root, name);
+    let (opened, dev) = (open_node(&path, mode), dev_of(root, name)?);
+    match (opened, dev) {
+        (Ok((file, found)), Some(dev)) if found == Some(dev) => Ok(file),
+        (Err(error), Some(dev)) if !error.is_gone() || dev_of_node(&path)? == Some(dev) => Err(error),
+        (_, Some(dev)) => {
+            // Left by one that was killed, or in use by another thread: it leads to the same device.
+            let path = root.path("dev").join(format!(".rapiddiskd-{dev}"));
+            make_node_at(&path, dev)
+                .or_else(|error| if error.is(Errno::EXIST) { Ok(()) } else { Err(error) })?;
+            let opened = open_node(&path, mode);
+            let _ = fs::remove_file(&path);
+            opened.map(|(file, _)| file)
+        }
+        (opened, None) => Err(opened
+            .err()
+            .unwrap_or_else(|| Error::new(format!("open {}", path.display()), &Errno::NXIO.into()))),
+    }
+}
+
+/// Opens a path, and says which block device that is.
+fn open_node(path: &Path, mode: Mode) -> Result<(File, Option<Dev>)> {
     let flags = match mode {
         Mode::Read | Mode::Write => OFlags::empty(),
         Mode::Claim | Mode::ClaimWrite => OFlags::EXCL,
@@ -191,11 +269,31 @@ pub fn open(root: &Root, name: &str, mode: Mode) -> Result<File> {
         .read(true)
         .write(matches!(mode, Mode::ClaimWrite | Mode::Write))
         .custom_flags(flags)
-        .open(&path)
+        .open(path)
         .map_err(context)?;
     let node = file.metadata().map_err(context)?;
-    let dev = node.file_type().is_block_device().then(|| Dev::from_rdev(node.rdev()));
-    if dev.is_some() && dev == dev_of(root, name)? { Ok(file) } else { Err(context(Errno::NXIO.into())) }
+    Ok((file, node.file_type().is_block_device().then(|| Dev::from_rdev(node.rdev()))))
+}
+
+/// Makes the node of a disk, where the kernel's own is gone. EEXIST: something is there.
+pub fn make_node(root: &Root, name: &str, dev: Dev) -> Result<()> {
+    make_node_at(&node(root, name), dev)
+}
+
+fn make_node_at(path: &Path, dev: Dev) -> Result<()> {
+    let (mode, number) = (rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR, makedev(dev.major, dev.minor));
+    mknodat(CWD, path, FileType::BlockDevice, mode, number)
+        .map_err(|errno| Error::new(format!("mknod {}", path.display()), &errno.into()))
+}
+
+/// Removes the node of a disk that is gone, if it is still there: the kernel only removes those that it made.
+pub fn remove_node(root: &Root, name: &str, dev: Dev) -> Result<()> {
+    let path = node(root, name);
+    if dev_of_node(&path)? != Some(dev) {
+        return Ok(());
+    }
+    let removed = fs::remove_file(&path);
+    unless_gone(removed.map_err(|error| Error::new(format!("unlink {}", path.display()), &error))).map(drop)
 }
 
 /// Makes a device read-only or read-write (`BLKROSET`).

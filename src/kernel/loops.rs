@@ -156,7 +156,8 @@ pub fn stands_on(root: &Root, name: &str) -> Result<Option<Dev>> {
 }
 
 /// Attaches a device to a file, for reading and writing, past the page cache of the file where its file system
-/// can do that. Gives the device's name and a claim on it: nobody else has mounted it or stacks on it yet.
+/// can do that. Gives the device's name and a claim on it: nobody else has mounted it or stacks on it yet. What an
+/// earlier user made of the device is undone: partitions, and that it is read-only.
 ///
 /// The device is added if it is not there. Its number follows from `place`, which counts from 0 and is the
 /// caller's own, so that no free device has to be looked for. If that device is taken, it is the one `places`
@@ -176,29 +177,31 @@ pub fn attach(root: &Root, file: &File, place: u32, places: u32) -> Result<(Stri
         if backing(root, &name)?.is_some() {
             continue;
         }
-        let disk = match block::open(root, &name, Mode::ClaimWrite) {
-            Err(error) if error.is(Errno::BUSY) || error.is_gone() => continue,
-            opened => opened?,
-        };
-        // Somebody may have been faster. From here on nobody else can attach it.
-        if backing(root, &name)?.is_some() {
-            continue;
-        }
-        // What an earlier user of the device had made read-only is so still.
-        block::set_read_only(&disk, false)?;
-        let config = Config {
-            fd: file.as_raw_fd() as u32,
-            block_size: block::SECTOR as u32,
-            info: Info { flags: DIRECT_IO, ..EMPTY },
-            reserved: [0; 8],
-        };
-        // SAFETY: LOOP_CONFIGURE reads one struct loop_config at the pointer.
-        match unsafe { ioctl(&disk, Setter::<CONFIGURE, Config>::new(config)) } {
-            Err(Errno::BUSY) => continue,
-            done => return done.map(|()| (name, disk)).map_err(failed("LOOP_CONFIGURE")),
+        match attach_to(root, &name, file) {
+            Err(error) if error.is(Errno::BUSY) || error.is_gone() => {}
+            attached => return attached.map(|disk| (name, disk)),
         }
     }
     Err(failed("LOOP_CONFIGURE")(Errno::BUSY))
+}
+
+fn attach_to(root: &Root, name: &str, file: &File) -> Result<File> {
+    let disk = block::open(root, name, Mode::ClaimWrite)?;
+    // Somebody may have been faster. From here on nobody else can attach it.
+    if backing(root, name)?.is_some() {
+        return Err(failed("LOOP_CONFIGURE")(Errno::BUSY));
+    }
+    block::forget_partitions(root, name, &disk)?;
+    block::set_read_only(&disk, false)?;
+    let config = Config {
+        fd: file.as_raw_fd() as u32,
+        block_size: block::SECTOR as u32,
+        info: Info { flags: DIRECT_IO, ..EMPTY },
+        reserved: [0; 8],
+    };
+    // SAFETY: LOOP_CONFIGURE reads one struct loop_config at the pointer.
+    unsafe { ioctl(&disk, Setter::<CONFIGURE, Config>::new(config)) }.map_err(failed("LOOP_CONFIGURE"))?;
+    Ok(disk)
 }
 
 /// Lets go of the file, at once or, where others have the device open, when the

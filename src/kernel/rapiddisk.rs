@@ -5,12 +5,12 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::ioctl::{Getter, NoArg, Opcode, ioctl, opcode};
 
-use super::{Error, Result, Root};
+use super::{Error, Result, Root, block};
 
 const MGMT: &str = "sys/kernel/rapiddisk/mgmt";
 const DEVICES: &str = "sys/kernel/rapiddisk/devices";
@@ -43,17 +43,21 @@ pub fn look_at(root: &Root, number: u32) -> Result<Look> {
     let path = root.path(format!("dev/rd{number}"));
     let failed = |errno: rustix::io::Errno| Error::new(format!("look at {}", path.display()), &errno.into());
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let disk = rustix::fs::open(&path, flags, Mode::empty()).map_err(failed)?;
-    // SAFETY: the kernel writes one u64, one int and one u64 at the pointers.
-    let (size, read_only, pages) = unsafe {
-        (
-            ioctl(&disk, Getter::<SIZE, u64>::new()).map_err(failed)?,
-            ioctl(&disk, Getter::<READ_ONLY, i32>::new()).map_err(failed)?,
-            ioctl(&disk, Getter::<PAGES_IN_USE, u64>::new()).map_err(failed)?,
-        )
+    let look = |disk: BorrowedFd<'_>| {
+        // SAFETY: the kernel writes one u64, one int and one u64 at the pointers.
+        unsafe {
+            let size = ioctl(disk, Getter::<SIZE, u64>::new())?;
+            let read_only = ioctl(disk, Getter::<READ_ONLY, i32>::new())?;
+            let pages = ioctl(disk, Getter::<PAGES_IN_USE, u64>::new())?;
+            let used = pages.saturating_mul(rustix::param::page_size() as u64);
+            Ok(Look { size, used, read_only: read_only != 0 })
+        }
     };
-    let used = pages.saturating_mul(rustix::param::page_size() as u64);
-    Ok(Look { size, used, read_only: read_only != 0 })
+    let looked = rustix::fs::open(&path, flags, Mode::empty()).and_then(|disk| look(disk.as_fd()));
+    // Its node may be gone, or something else.
+    looked.or_else(|_| {
+        look(block::open(root, &format!("rd{number}"), block::Mode::Read)?.as_fd()).map_err(failed)
+    })
 }
 
 /// One line of `/sys/kernel/rapiddisk/devices`.

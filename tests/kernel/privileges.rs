@@ -164,3 +164,19 @@ fn without_sys_ptrace_the_users_among_roots_processes_have_no_name() {
 fn without_dac_read_search_the_users_among_others_processes_have_no_name() {
     cannot_name_without(CapabilitySet::DAC_READ_SEARCH);
 }
+
+/// With RapidDisk's modules only.
+mod rapiddisk {
+    use super::*;
+
+    #[test]
+    fn without_mknod_a_disk_that_lost_its_node_stays() {
+        let _alone = begin();
+        clean::load();
+        let daemon = Deprived::of(CapabilitySet::MKNOD);
+        daemon.1.disk(8);
+        sh("rm /dev/rd0");
+        daemon.1.post("removeRapidDisk/rd0").failure(500, &["mknod", "Operation not permitted"]);
+        assert_eq!(daemon.1.disks().len(), 1);
+    }
+}

@@ -7,7 +7,7 @@ use crate::support::data::{assert_zero, fingerprint, try_write};
 use crate::support::kernel::{attribute, policies, put, ram_disks, size, used, works};
 use crate::support::{
     Guest, MIB, PAGE, assert_same_data, clean, eventually, guest, guest_after, guest_with, noise, read, sh,
-    write,
+    sys, write,
 };
 
 #[test]
@@ -24,6 +24,16 @@ fn a_new_disk_is_what_the_kernel_says_and_has_the_lowest_free_number() {
     assert_eq!(guest.disk(4), "rd0");
     assert_eq!(guest.disk(4), "rd1");
     assert_eq!(guest.disk(4), "rd3");
+}
+
+#[test]
+fn a_number_whose_place_in_dev_is_taken_is_passed_over() {
+    let guest = guest();
+    fs::write("/dev/rd0", "of a script").expect("a file");
+    assert_eq!(guest.disk(8), "rd1");
+    assert_eq!(fs::read("/dev/rd0").expect("the file"), b"of a script");
+    fs::remove_file("/dev/rd0").expect("the file");
+    assert_eq!(guest.disk(8), "rd0");
 }
 
 #[test]
@@ -271,6 +281,39 @@ fn half_of_the_memory_is_a_limit_too() {
 /// With RapidDisk's modules only.
 mod rapiddisk {
     use super::*;
+
+    #[test]
+    fn a_disk_without_its_node_can_be_used_and_removed() {
+        let guest = guest();
+        guest.disk(16);
+        write("/dev/rd0", 0, &noise(1, PAGE));
+        let node = "/sys/block/rd0/dev";
+        for place in ["rm /dev/rd0", "rm /dev/rd0; echo of a script >/dev/rd0"] {
+            sh(place);
+            assert_eq!(guest.listed("rd0")["usage"], PAGE);
+            for change in [
+                "lockRapidDisk/rd0",
+                "unlockRapidDisk/rd0",
+                "resizeRapidDisk/rd0/8",
+                "resizeRapidDisk/rd0/16",
+            ] {
+                guest.change(change);
+            }
+        }
+        let cache = guest.post("createRapidDiskCache/rd0/sda/writeback");
+        cache.failure(409, &["/dev/rd0 does not lead to rd0"]);
+        guest.change("flushRapidDisk/rd0");
+        guest.change("removeRapidDisk/rd0");
+        assert_eq!((sys(node), fs::read("/dev/rd0").expect("the file")), (None, b"of a script\n".to_vec()));
+        // The node that a change made goes with the disk.
+        assert_eq!(guest.disk(8), "rd1");
+        sh("rm /dev/rd0 /dev/rd1");
+        guest.change("flushRapidDisk/rd1");
+        guest.cache("rd1", "sda", "write-through");
+        guest.change("removeRapidDiskCache/rc-wt_sda");
+        guest.change("removeRapidDisk/rd1");
+        assert!(!Path::new("/dev/rd1").exists());
+    }
 
     #[test]
     fn disks_that_are_over_the_limit_already_may_still_shrink() {

@@ -2,9 +2,10 @@
 //! the daemon is killed before any system call of a change.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use serde_json::json;
 
 use crate::quiesce::quiesce;
@@ -67,21 +68,33 @@ fn a_disk_is_a_file_that_only_root_can_reach_and_a_device_of_512_byte_blocks() {
     assert_eq!(sh(&format!("df -m {POOL} | awk 'END {{ print $3 }}'")), "0");
 }
 
+/// Has the kernel take the start of a loop device for a partition.
+fn add_partition(device: &str) {
+    sh(&format!("addpart /dev/{device} 1 2048 2048"));
+    assert!(names(&format!("/sys/block/{device}")).contains(&format!("{device}p1")));
+    settle();
+}
+
 #[test]
 fn who_gets_the_device_of_a_removed_disk_gets_nothing_else_of_it() {
     let mut guest = loop_guest(&[]);
     assert_eq!(guest.disk(8), "rd0");
     let device = device("rd0");
+    add_partition(&device);
     guest.change("lockRapidDisk/rd0");
     guest.change("removeRapidDisk/rd0");
+    assert!(!names(&format!("/sys/block/{device}")).contains(&format!("{device}p1")));
     // Before it removes the device, too.
     guest.daemon().kill();
     sh(&format!("truncate -s 8M /tmp/test/file && /usr/sbin/losetup /dev/{device} /tmp/test/file"));
     write(&format!("/dev/{device}"), 0, &noise(1, MIB as usize));
-    // The next disk on this loop device is not read-only.
+    // The next disk on this loop device is not read-only, and has no partitions.
+    add_partition(&device);
     sh(&format!("blockdev --setro /dev/{device} && /usr/sbin/losetup -d /dev/{device}"));
+    assert!(names(&format!("/sys/block/{device}")).contains(&format!("{device}p1")), "nothing to clear");
     guest.kill_and_restart();
     assert_eq!(guest.disk(8), "rd0");
+    assert!(!names(&format!("/sys/block/{device}")).contains(&format!("{device}p1")));
     assert_eq!(guest.listed("rd0")["status"], "unlocked");
     write("/dev/rd0", 0, &noise(2, MIB as usize));
 }
@@ -108,7 +121,7 @@ fn a_lower_limit_takes_nothing_from_the_disks_there_are() {
 
 #[test]
 fn other_loop_devices_are_none_of_its_business() {
-    let guest = loop_guest(&[]);
+    let mut guest = loop_guest(&[]);
     sh("dd if=/dev/zero of=/tmp/test/rd0 bs=1M count=4; /usr/sbin/losetup /dev/loop0 /tmp/test/rd0");
     assert_eq!(guest.disks().len(), 0);
     assert_eq!(guest.disk(8), "rd0");
@@ -118,11 +131,17 @@ fn other_loop_devices_are_none_of_its_business() {
     assert_eq!(listed, ["loop0", "sda", "sdb"], "attached loop devices are disks, RAM disks are not");
     guest.change("removeRapidDisk/rd0");
     assert_eq!(loops(), [("loop0".to_owned(), "/tmp/test/rd0".to_owned())]);
-    // A file that is where the link would be is not replaced.
-    sh("touch /dev/rd0");
-    guest.refuses("createRapidDisk/8", 409, &["/dev/rd0"]);
-    fs::remove_file("/dev/rd0").expect("the file");
+    // A free loop device that somebody else has claimed is passed over.
+    guest.disk(8);
+    let node = format!("/dev/{}", device("rd0"));
+    guest.change("removeRapidDisk/rd0");
+    // Before it removes the device, too.
+    guest.daemon().kill();
+    let mut options = fs::File::options();
+    let _claimed = options.read(true).custom_flags(OFlags::EXCL.bits() as i32).open(&node).expect("claimed");
+    guest.kill_and_restart();
     assert_eq!(guest.disk(8), "rd0");
+    assert_ne!(format!("/dev/{}", device("rd0")), node);
 }
 
 #[test]
@@ -145,6 +164,52 @@ fn what_others_did_to_a_disk_is_put_right_at_the_next_start() {
         assert_same_data(disk, &read(&format!("/dev/{disk}"), 2 * MIB, data.len()), &data);
     }
     assert_eq!(sh(&format!("df -m {POOL} | awk 'END {{ print $2 }}'")), "64");
+}
+
+#[test]
+fn what_others_take_from_a_disk_is_shown_and_put_right_by_the_next_change() {
+    let guest = loop_guest(&[]);
+    guest.disk(16);
+    let data = noise(5, MIB as usize);
+    write("/dev/rd0", MIB, &data);
+    for (change, mib) in [
+        ("lockRapidDisk/rd0", 16),
+        ("unlockRapidDisk/rd0", 16),
+        ("resizeRapidDisk/rd0/24", 24),
+        ("resizeRapidDisk/rd0/8", 8),
+        ("createRapidDiskCache/rd0/sda/write-through", 8),
+        ("flushRapidDisk/rd0", 8),
+        ("removeRapidDisk/rd0", 0),
+    ] {
+        let is_cached = change.starts_with("createRapidDiskCache");
+        let (before, used) = (size("rd0"), used("rd0"));
+        sh(&format!("/usr/sbin/losetup -d /dev/{}; rm /dev/rd0", device("rd0")));
+        eventually("it is detached", || device("rd0") == "rd0");
+        let listed = guest.listed("rd0");
+        assert!(listed["fault"].as_str().is_some_and(|fault| fault.contains("loop device")), "{listed}");
+        assert_eq!((listed["size"].as_u64(), listed["usage"].as_u64()), (before, used));
+        guest.change(change);
+        assert_whole();
+        assert_eq!(size("rd0").unwrap_or_default(), mib * MIB, "{change}");
+        if mib > 0 {
+            assert_eq!(guest.listed("rd0").get("fault"), None);
+        }
+        if is_cached {
+            guest.change("removeRapidDiskCache/rc-wt_sda");
+        } else if mib > 0 && !change.starts_with("flush") {
+            assert_same_data(change, &read("/dev/rd0", MIB, data.len()), &data);
+        }
+    }
+    // A device that would be detached by the next who closes it stays.
+    guest.disk(8);
+    let opener = Process::start("exec sleep 1000 </dev/rd0");
+    let node = format!("/dev/{}", device("rd0"));
+    eventually("rd0 is open", || sh(&format!("ls -l /proc/{}/fd", opener.pid())).contains(&node));
+    sh(&format!("/usr/sbin/losetup -d {node}"));
+    guest.change("unlockRapidDisk/rd0");
+    drop(opener);
+    assert_whole();
+    guest.change("removeRapidDisk/rd0");
 }
 
 #[test]

@@ -71,7 +71,6 @@ impl Caches {
         let name = CacheName::of(policy, source).ok_or_else(|| {
             Error::Invalid(format!("the name of {source} is too long for a cache in front of it"))
         })?;
-        self.disks.existing(disk)?;
         let device = self.source_device(source)?;
         let control = mapping::control(&self.machine.root)?;
         let target = self.targets.choose(policy, &control)?;
@@ -80,7 +79,7 @@ impl Caches {
 
     fn check<'a>(&'a self, wanted: &Wanted<'a>) -> Result<Checked<'a>> {
         let (root, name) = (&self.machine.root, &wanted.name);
-        let disk = self.disks.existing(wanted.disk)?;
+        let disk = self.disks.repaired(wanted.disk)?;
         self.disks.check_node(&disk)?;
         // The kernel gives the numbers of loop devices and mappings to others again.
         if self.source_device(wanted.source)? != wanted.device {

@@ -26,6 +26,8 @@ pub struct RamDisk {
     pub locked: bool,
     /// The name of its driver.
     pub driver: &'static str,
+    /// What is wrong with it, if anything is; completes "rd0 …".
+    pub fault: Option<String>,
 }
 
 /// A RAM disk, as the kernel has it.
@@ -86,6 +88,14 @@ pub trait Driver: Send + Sync {
     fn owns(&self, root: &Root, device: &str) -> Result<bool> {
         Ok(self.name_of(root, device)?.is_some())
     }
+
+    /// Gives a disk those of its parts again that others took away. Does nothing where there is no such disk.
+    fn repair(&self, _root: &Root, _name: DiskName) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether nothing is in the place of a new disk's node that cannot be replaced.
+    fn is_free(&self, root: &Root, name: DiskName) -> Result<bool>;
 
     /// What its disks claim.
     fn claims(&self, root: &Root) -> Result<Claims>;

@@ -55,6 +55,12 @@ impl Disks {
             self.drivers.for_new(root)?;
         }
         disks.sort_by_key(|disk| disk.name);
+        for disk in disks.iter_mut().filter(|disk| disk.fault.is_some()) {
+            // A change may have taken it apart for this moment.
+            if self.machine.locks.try_hold(vec![Key::disk(disk.name)]).is_none() {
+                disk.fault = None;
+            }
+        }
         Ok(disks)
     }
 
@@ -76,7 +82,7 @@ impl Disks {
             });
             let is_ready = || {
                 let found = self.existing(name).ok().filter(|disk| disk.size == size.bytes());
-                found.is_some_and(|disk| block::open(root, &disk.device, Mode::Read).is_ok())
+                found.is_some_and(|disk| self.check_node(&disk).is_ok())
             };
             if wait_until(NODE_PATIENCE, is_ready) {
                 Ok(name)
@@ -103,16 +109,22 @@ impl Disks {
         let taken: HashSet<_> = claims.iter().flat_map(|(_, claims)| &claims.names).collect();
         // A disk that is being removed at this moment still has its number.
         let hold = |name| self.machine.locks.try_hold(vec![Key::disk(name)]).map(|held| (name, held));
-        (0..most).map(DiskName).filter(|name| !taken.contains(name)).find_map(hold).ok_or_else(|| {
-            Error::Conflict("all numbers are taken by RAM disks that are being changed; try again".into())
-        })
+        for name in (0..most).map(DiskName).filter(|name| !taken.contains(name)) {
+            // Nor can a disk have the number of a file that somebody left in /dev.
+            if let Some(free) = hold(name)
+                && driver.is_free(&self.machine.root, name)?
+            {
+                return Ok(free);
+            }
+        }
+        Err(Error::Conflict("all numbers are taken by RAM disks that are being changed; try again".into()))
     }
 
     /// Gives a RAM disk a new size.
     pub fn resize(&self, name: DiskName, size: Size) -> Result<Left> {
         let root = &self.machine.root;
         let _held = self.machine.hold(vec![Key::Memory, Key::disk(name)])?;
-        let disk = self.existing(name)?;
+        let disk = self.repaired(name)?;
         if let Some(cache) =
             usage::holders(root, disk.dev)?.into_iter().find(|it| CacheName::parse(it).is_some())
         {
@@ -181,7 +193,7 @@ impl Disks {
     pub fn flush(&self, name: DiskName) -> Result<Left> {
         let root = &self.machine.root;
         let _held = self.machine.hold(vec![Key::disk(name)])?;
-        let disk = self.existing(name)?;
+        let disk = self.repaired(name)?;
         if block::is_read_only(root, disk.dev).cannot(format_args!("look at {name}"))? {
             return Err(Error::Conflict(format!("{name} is locked; unlock it first")));
         }
@@ -195,7 +207,7 @@ impl Disks {
     pub fn remove(&self, name: DiskName) -> Result<Left> {
         let root = &self.machine.root;
         let _held = self.machine.hold(vec![Key::disk(name)])?;
-        let disk = self.existing(name)?;
+        let disk = self.repaired(name)?;
         let claim = self.claim_unused(&disk, Mode::Claim)?;
         let left = disk.driver.detach(root, &disk, claim)?;
         wait_until(NODE_PATIENCE, || self.existing(name).is_err());
@@ -206,7 +218,7 @@ impl Disks {
     pub fn set_locked(&self, name: DiskName, locked: bool) -> Result<()> {
         let root = &self.machine.root;
         let _held = self.machine.hold(vec![Key::disk(name)])?;
-        let disk = self.existing(name)?;
+        let disk = self.repaired(name)?;
         // Held until the disk is locked, so that nobody mounts it for writing in between.
         let _claim = if locked { self.claim_from_writers(&disk)? } else { None };
         block::open(root, &disk.device, Mode::Read)
@@ -228,6 +240,15 @@ impl Disks {
             Some(user) => Err(usage::in_use(disk.name, user)),
             None => Ok(None),
         }
+    }
+
+    /// A RAM disk that must exist and that the caller holds. It has those of its parts again that others took
+    /// away.
+    pub fn repaired(&self, name: DiskName) -> Result<Device<'_>> {
+        let root = &self.machine.root;
+        let repaired = self.drivers.iter().try_for_each(|driver| driver.repair(root, name));
+        // What could not be repaired matters only if it is missed.
+        self.existing(name).map_err(|missing| repaired.err().unwrap_or(missing))
     }
 
     /// A RAM disk that must exist.
@@ -293,7 +314,7 @@ impl Disks {
             return Ok(());
         }
         Err(Error::Conflict(format!(
-            "{} does not lead to {} ({}); restart this service, which puts that right",
+            "{} does not lead to {} ({}); remove what is there",
             node.display(),
             disk.name,
             disk.device

@@ -107,11 +107,11 @@ impl Exports {
         ports::require_nvmet(root)?;
         let nqn = name(volume)?;
         let _held = self.hold(volume)?;
+        if let Volume::Disk(name) = volume {
+            self.disks.check_node(&self.disks.repaired(*name)?)?;
+        }
         let dev = self.volume_dev(volume)?;
         self.check_running(volume)?;
-        if let Volume::Disk(name) = volume {
-            self.disks.check_node(&self.disks.existing(*name)?)?;
-        }
         let ports = self.ports_meant(ports)?;
         // Held until the export is there, so that nobody mounts the volume before.
         let _claim = self.claim_exportable(volume, dev, &nqn)?;

@@ -1,6 +1,7 @@
 //! Makes the guest clean again, whatever a test left behind.
 
 use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use super::kernel::{
@@ -121,11 +122,12 @@ fn loops() {
     }
 }
 
-/// Removes the files of RAM disks. Their loop devices are detached by now.
+/// Removes the files of RAM disks, and what is not theirs in the place of their nodes. Their loop devices are
+/// detached by now.
 fn pool() {
     for name in names("/dev").into_iter().filter(|name| name.starts_with("rd")) {
         let node = format!("/dev/{name}");
-        if fs::symlink_metadata(&node).is_ok_and(|node| node.is_symlink()) {
+        if fs::symlink_metadata(&node).is_ok_and(|node| !node.file_type().is_block_device()) {
             fs::remove_file(&node).unwrap_or_else(|error| panic!("unlink {node}: {error}"));
         }
     }

@@ -35,6 +35,22 @@ pub fn check_place(root: &Root, name: DiskName, kind: &str) -> Result<Option<Str
     }
 }
 
+/// Whether nothing is there but what may be replaced.
+pub fn is_free(root: &Root, name: DiskName, kind: &str) -> Result<bool> {
+    match check_place(root, name, kind) {
+        Err(Error::Conflict(_)) => Ok(false),
+        there => there.map(|_| true),
+    }
+}
+
+/// Makes the link again if it is gone, or leads to another device of the kind.
+pub fn repair(root: &Root, name: DiskName, kind: &str, device: &str) -> Result<()> {
+    if check_place(root, name, kind)?.as_deref() == Some(device) {
+        return Ok(());
+    }
+    make(root, name, kind, device).cannot(format_args!("make /dev/{name}"))
+}
+
 /// Makes the link, in the place of one that leads to another device of the kind.
 pub fn make(root: &Root, name: DiskName, kind: &str, device: &str) -> kernel::Result<()> {
     remove(root, name, kind)?;

@@ -8,6 +8,7 @@
 mod parts;
 mod recover;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -87,10 +88,39 @@ impl Driver for Loops {
                 None => return Ok(None),
             };
             let locked = block::is_disk_read_only(root, &device)?;
-            Ok(Some(RamDisk { name, size, usage, is_measured: true, locked, driver: self.name() }))
+            Ok(Some(RamDisk {
+                name,
+                size,
+                usage,
+                is_measured: true,
+                locked,
+                driver: self.name(),
+                fault: None,
+            }))
         };
+        let what = "list the RAM disks";
         let listed = self.devices(root)?.into_iter().filter_map(|disk| look(disk).transpose());
-        listed.collect::<kernel::Result<_>>().cannot("list the RAM disks")
+        let mut disks: Vec<_> = listed.collect::<kernel::Result<_>>().cannot(what)?;
+        let there: HashSet<_> = disks.iter().map(|disk| disk.name).collect();
+        for (file, size) in pool::lengths(root).cannot(what)? {
+            let Some(name) = DiskName::parse(&file).filter(|name| !there.contains(name)) else { continue };
+            let Some(usage) = pool::held(root, &file).cannot(what)? else { continue };
+            let fault = Some("has lost its loop device; any change of it attaches one again".to_owned());
+            let driver = self.name();
+            disks.push(RamDisk { name, size, usage, is_measured: true, locked: false, driver, fault });
+        }
+        Ok(disks)
+    }
+
+    fn repair(&self, root: &Root, name: DiskName) -> Result<()> {
+        if pool::held(root, &name.to_string()).cannot(format_args!("look at the file of {name}"))?.is_some() {
+            recover::repair(root, name, self.find(root, name)?)?;
+        }
+        Ok(())
+    }
+
+    fn is_free(&self, root: &Root, name: DiskName) -> Result<bool> {
+        link::is_free(root, name, KIND)
     }
 
     fn name_of(&self, root: &Root, device: &str) -> Result<Option<DiskName>> {
@@ -164,11 +194,9 @@ impl Driver for Loops {
             }
             take_off(claim).map_err(|error| refused(name, "remove", error))
         })?;
-        // The disk is gone, whether or not what it leaves behind can be removed. The device would stay
-        // read-only for whoever gets it next.
+        // The disk is gone, whether or not what it leaves behind can be removed.
         let mut left = Left::default();
-        let writable = block::set_read_only(&claim, false);
-        left.note(writable.cannot(format_args!("make {} writable for others", disk.device)));
+        left.note(recover::clear(root, &disk.device, &claim).cannot(format_args!("clear {}", disk.device)));
         drop(claim);
         left.note(link::remove(root, name, KIND).cannot(format_args!("remove the link /dev/{name}")));
         left.note(pool::remove(root, &part(name)).cannot(format_args!("remove the file of {name}")));

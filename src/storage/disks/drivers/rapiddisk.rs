@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::io::Errno;
 
 use crate::kernel::block::{self, SECTOR};
+use crate::kernel::links::{self, Entry};
 use crate::kernel::rapiddisk::{self, Look};
 use crate::kernel::{self, Root};
 use crate::storage::disks::driver::{Claims, Device, Driver, RamDisk, Shrunk, not_loaded, refused};
@@ -111,8 +112,8 @@ impl Driver for Module {
                 // The module's count of pages can be too high: it does not look whether a
                 // discarded page was there.
                 let usage = used.min(size);
-                let driver = self.name();
-                disks.push(RamDisk { name, size, usage, is_measured: true, locked: read_only, driver });
+                let (locked, driver) = (read_only, self.name());
+                disks.push(RamDisk { name, size, usage, is_measured: true, locked, driver, fault: None });
             }
         }
         Ok(disks)
@@ -140,6 +141,25 @@ impl Driver for Module {
         ))
     }
 
+    /// Makes the node that somebody removed.
+    fn repair(&self, root: &Root, name: DiskName) -> Result<()> {
+        let device = name.to_string();
+        let dev = block::dev_of(root, &device).cannot(format_args!("look at {name}"))?;
+        match dev {
+            Some(dev) if self.is_free(root, name)? => {
+                block::make_node(root, &device, dev).cannot(format_args!("make /dev/{name}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The kernel makes no node where anything is.
+    fn is_free(&self, root: &Root, name: DiskName) -> Result<bool> {
+        let node = block::node(root, &name.to_string());
+        let entry = links::look(&node).cannot(format_args!("look at {}", node.display()))?;
+        Ok(entry == Entry::Missing)
+    }
+
     fn attach(&self, root: &Root, name: DiskName, bytes: u64, _limit: u64) -> Result<()> {
         rapiddisk::attach(root, name.0, bytes).cannot(format_args!("make {name}"))
     }
@@ -151,10 +171,14 @@ impl Driver for Module {
             // but it does not refuse to detach.
             retry_busy(|| rapiddisk::free_pages(&claim)).map_err(refused)?;
             // The claim is held until the disk is gone: no mount or mapping slips in.
-            rapiddisk::detach(root, disk.name.0).map(|()| Left::default()).map_err(|error| {
+            rapiddisk::detach(root, disk.name.0).map_err(|error| {
                 Error::NotUndone(Box::new(refused(error)), vec![format!("emptying {}", disk.name)])
             })
-        })
+        })?;
+        let mut left = Left::default();
+        let removed = block::remove_node(root, &disk.device, disk.dev);
+        left.note(removed.cannot(format_args!("remove the node of {}", disk.name)));
+        Ok(left)
     }
 
     fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, _limit: u64) -> Result<()> {

@@ -101,6 +101,7 @@ impl Driver for Brd {
                 is_measured: held.is_some(),
                 locked: block::is_disk_read_only(root, &device)?,
                 driver: self.name(),
+                fault: None,
             }))
         };
         let all = all(root).cannot("list the RAM disks")?;
@@ -110,6 +111,14 @@ impl Driver for Brd {
 
     fn name_of(&self, root: &Root, device: &str) -> Result<Option<DiskName>> {
         parts::disk_of(root, device).cannot(format_args!("look at {device}"))
+    }
+
+    fn repair(&self, root: &Root, name: DiskName) -> Result<()> {
+        self.find(root, name)?.map_or(Ok(()), |device| link::repair(root, name, KIND, &device))
+    }
+
+    fn is_free(&self, root: &Root, name: DiskName) -> Result<bool> {
+        link::is_free(root, name, KIND)
     }
 
     fn claims(&self, root: &Root) -> Result<Claims> {

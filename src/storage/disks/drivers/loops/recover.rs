@@ -1,13 +1,14 @@
 //! At the start: repairs the disks that a daemon that was killed during a change left, and what others did to them.
 
 use std::collections::HashMap;
+use std::fs::File;
 
 use rustix::io::Errno;
 
 use super::parts::{KIND, MOST, PART, attached, check_place, disk_named, is_named_as, linked, part, sum};
 use crate::kernel::block::{self, Mode};
 use crate::kernel::links::{self, Entry};
-use crate::kernel::{Root, loops, pool};
+use crate::kernel::{self, Root, loops, pool};
 use crate::storage::disks::drivers::link;
 use crate::storage::error::{Cannot, Error, Result};
 use crate::storage::locks::Held;
@@ -91,7 +92,7 @@ fn recover_part(root: &Root, name: DiskName, device: Option<String>) -> Result<O
         let is_used = match claim {
             Ok(claim) => {
                 let detached = retry_busy(|| loops::detach_unused(&claim));
-                match detached.and_then(|()| block::set_read_only(&claim, false)) {
+                match detached.and_then(|()| clear(root, &device, &claim)) {
                     Err(error) if error.is(Errno::BUSY) => true,
                     done => done.cannot(format_args!("detach {device}")).map(|()| false)?,
                 }
@@ -118,16 +119,9 @@ pub(super) fn recover_disk(
     name: DiskName,
     device: Option<String>,
 ) -> Result<Option<&'static str>> {
-    let file = pool::open(root, &name.to_string()).cannot("open its file")?;
-    let length = pool::length(&file).cannot("ask for the size of its file")?;
-    let mut done = None;
-    let device = match device {
-        Some(device) => device,
-        None => {
-            done = Some("had lost its loop device, and has one again");
-            loops::attach(root, &file, name.0, MOST).cannot("attach a loop device to its file")?.0
-        }
-    };
+    let (device, mut done) = repair(root, name, device)?;
+    let length = pool::length(&pool::open(root, &name.to_string()).cannot("open its file")?)
+        .cannot("ask for the size of its file")?;
     let look = format!("look at {device}");
     let size = block::size_of_disk(root, &device).cannot(&look)?;
     if size != Some(length) || loops::ends_early(root, &device).cannot(&look)? {
@@ -136,7 +130,25 @@ pub(super) fn recover_disk(
             .and_then(|disk| loops::limit(&disk, 0).and_then(|()| loops::follow_size(&disk)))
             .cannot("give it the size of its file")?;
     }
-    if loops::detaches_itself(root, &device).cannot(&look)? {
+    Ok(done)
+}
+
+/// Gives a disk those of its parts again that others took away. Gives its loop device, and says what was done.
+pub(super) fn repair(
+    root: &Root,
+    name: DiskName,
+    device: Option<String>,
+) -> Result<(String, Option<&'static str>)> {
+    let mut done = None;
+    let device = match device {
+        Some(device) => device,
+        None => {
+            done = Some("had lost its loop device, and has one again");
+            let file = pool::open(root, &name.to_string()).cannot("open its file")?;
+            loops::attach(root, &file, name.0, MOST).cannot("attach a loop device to its file")?.0
+        }
+    };
+    if loops::detaches_itself(root, &device).cannot(format_args!("look at {device}"))? {
         done = Some("stays attached when it is closed");
         block::open(root, &device, Mode::Read)
             .and_then(|disk| loops::stay(&disk))
@@ -148,7 +160,12 @@ pub(super) fn recover_disk(
         check_place(root, name)?;
         link::make(root, name, KIND, &device).cannot(format_args!("make /dev/{name}"))?;
     }
-    Ok(done)
+    Ok((device, done))
+}
+
+/// Takes from a detached device what it would hand on to whoever gets it next.
+pub(super) fn clear(root: &Root, device: &str, disk: &File) -> kernel::Result<()> {
+    block::set_read_only(disk, false).and_then(|()| block::forget_partitions(root, device, disk))
 }
 
 /// Whether the device is over a file that could be this disk's, wherever the file is. A device that cannot be
