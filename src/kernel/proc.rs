@@ -1,6 +1,7 @@
 //! What procfs tells: mounts, swap, and which process has a block
 //! device open.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -8,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, readlinkat, statx};
 use rustix::io::Errno;
 
-use super::block::{Dev, dev_of_node};
+use super::block::{Dev, dev_of_node, exists};
 use super::{Error, Result, Root};
 
 /// One mount of a device.
@@ -29,6 +30,39 @@ pub struct Mount {
 /// The mounts this process sees (`/proc/self/mountinfo`).
 pub fn mounts(root: &Root) -> Result<Vec<Mount>> {
     Ok(root.text("proc/self/mountinfo")?.lines().filter_map(parse_mount).collect())
+}
+
+/// How many mount namespaces are looked into.
+const MOST_NAMESPACES: usize = 256;
+
+/// The mounts of other mount namespaces than that of this process, each with a process that sees it. At most
+/// [`MOST_NAMESPACES`] namespaces are looked into, and only those of processes that can be looked at.
+pub fn mounts_elsewhere(root: &Root) -> Result<Vec<(Mount, Opener)>> {
+    let namespace = |pid: &str| std::fs::read_link(root.path(format!("proc/{pid}/ns/mnt")));
+    let mut seen: HashSet<_> = namespace("self").into_iter().collect();
+    let mut found = Vec::new();
+    for pid in pids(root)? {
+        let is_new = namespace(&pid.to_string()).is_ok_and(|namespace| seen.insert(namespace));
+        if !is_new {
+            continue;
+        }
+        let Ok(text) = root.text(format!("proc/{pid}/mountinfo")) else { continue };
+        found.extend(text.lines().filter_map(parse_mount).map(|mount| (mount, opener(root, pid))));
+        if seen.len() > MOST_NAMESPACES {
+            break;
+        }
+    }
+    Ok(found)
+}
+
+/// The ids of the other processes.
+fn pids(root: &Root) -> Result<impl Iterator<Item = u32>> {
+    let pids = root.names("proc")?.into_iter().filter_map(|entry| entry.parse().ok());
+    Ok(pids.filter(|&pid| pid != std::process::id()))
+}
+
+fn opener(root: &Root, pid: u32) -> Opener {
+    Opener { pid, name: root.attribute(format!("proc/{pid}/comm")).ok().flatten().unwrap_or_default() }
 }
 
 /// proc(5): id, parent, major:minor, root, mount point, options, optional
@@ -68,23 +102,27 @@ fn unescape(text: &str) -> String {
 /// The devices in use as swap (`/proc/swaps`); empty in a kernel without swap.
 pub fn swaps(root: &Root) -> Result<Vec<Dev>> {
     let text = root.text_if_there("proc/swaps")?.unwrap_or_default();
-    let devs = parse_swaps(&text).into_iter().map(|path| dev_of_node(Path::new(&path)));
+    let devs = parse_swaps(&text)
+        .filter(|(_, kind)| *kind == "partition")
+        .map(|(path, _)| dev_of_node(Path::new(&path)));
     Ok(devs.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
-fn parse_swaps(text: &str) -> Vec<String> {
+/// The paths of swap devices and swap files that lead nowhere any more.
+pub fn lost_swaps(root: &Root) -> Result<Vec<String>> {
+    let text = root.text_if_there("proc/swaps")?.unwrap_or_default();
+    let is_lost = |path: &String| Ok(!exists(Path::new(path))?);
+    let paths = parse_swaps(&text).map(|(path, _)| path);
+    paths.filter_map(|path| is_lost(&path).map(|lost| lost.then_some(path)).transpose()).collect()
+}
+
+/// The path and the kind of each line.
+fn parse_swaps(text: &str) -> impl Iterator<Item = (String, &str)> {
     let fields = text.lines().skip(1).map(|line| line.split_ascii_whitespace());
-    fields
-        .filter_map(|mut fields| Some((unescape(fields.next()?), fields.next()?)))
-        .filter_map(on_device)
-        .collect()
+    fields.filter_map(|mut fields| Some((unescape(fields.next()?), fields.next()?)))
 }
 
-fn on_device((path, kind): (String, &str)) -> Option<String> {
-    (kind == "partition").then_some(path)
-}
-
-/// A process that has a device open.
+/// A process that uses a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opener {
     /// Its process id.
@@ -93,63 +131,68 @@ pub struct Opener {
     pub name: String,
 }
 
+/// What of a device a process has open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// The device itself.
+    Device,
+    /// A file on a file system on it, be that mounted anywhere or not.
+    File,
+}
+
 /// The processes other than this one that have one of `devs` open in a descriptor, and the first error of
 /// those that could not be looked at. Looks at each descriptor of each process once. A process that ends in
 /// the meantime has nothing open.
-pub fn openers(root: &Root, devs: &[Dev]) -> Result<(Vec<Opener>, Option<Error>)> {
+pub fn openers(root: &Root, devs: &[Dev], what: What) -> Result<(Vec<Opener>, Option<Error>)> {
     let (mut found, mut unseen) = (Vec::new(), None);
-    for entry in root.names("proc")? {
-        let Ok(pid) = entry.parse::<u32>() else { continue };
-        if pid == std::process::id() {
-            continue;
-        }
-        match has_open(root, pid, devs) {
+    for pid in pids(root)? {
+        match has_open(root, pid, devs, what) {
             Ok(false) => {}
-            Ok(true) => {
-                let name = root.attribute(format!("proc/{pid}/comm")).ok().flatten().unwrap_or_default();
-                found.push(Opener { pid, name });
-            }
+            Ok(true) => found.push(opener(root, pid)),
             Err(error) => unseen = unseen.or(Some(error)),
         }
     }
     Ok((found, unseen))
 }
 
-fn has_open(root: &Root, pid: u32, devs: &[Dev]) -> Result<bool> {
+fn has_open(root: &Root, pid: u32, devs: &[Dev], what: What) -> Result<bool> {
     let dir = format!("proc/{pid}");
-    let (is_any, is_open) = look_at(root, &format!("{dir}/fd"), devs)?;
-    if is_any || is_open {
-        return Ok(is_open);
+    if what == What::File && look_at(root, &dir, vec!["cwd".into(), "root".into(), "exe".into()], devs, what)?
+    {
+        return Ok(true);
+    }
+    let fds = |dir: &str| unless_gone(root.names(dir));
+    let fd = format!("{dir}/fd");
+    let own = fds(&fd)?;
+    if !own.is_empty() {
+        return look_at(root, &fd, own, devs, what);
     }
     // A process whose first thread has ended shows its descriptors at the others.
     for thread in unless_gone(root.names(format!("{dir}/task")))? {
-        if thread != pid.to_string() && look_at(root, &format!("{dir}/task/{thread}/fd"), devs)?.1 {
+        let fd = format!("{dir}/task/{thread}/fd");
+        if thread != pid.to_string() && look_at(root, &fd, fds(&fd)?, devs, what)? {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-/// Whether there is any descriptor in the directory, and one of the devices.
-fn look_at(root: &Root, dir: &str, devs: &[Dev]) -> Result<(bool, bool)> {
-    let fds = unless_gone(root.names(dir))?;
-    if fds.is_empty() {
-        return Ok((false, false));
-    }
+/// Whether one of the links in the directory leads to one of the devices, or to a file on one.
+fn look_at(root: &Root, dir: &str, links: Vec<String>, devs: &[Dev], what: What) -> Result<bool> {
     let path = root.path(dir);
     let failed = |errno: Errno| Error::new(format!("look into {}", path.display()), &errno.into());
     let handle = match openat(CWD, &path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
     {
         Ok(handle) => File::from(handle),
-        Err(Errno::NOENT | Errno::SRCH) => return Ok((false, false)),
+        Err(Errno::NOENT | Errno::SRCH) => return Ok(false),
         Err(errno) => return Err(failed(errno)),
     };
-    for fd in &fds {
-        if is_open_on(handle.as_fd(), fd, devs).map_err(failed)? {
-            return Ok((true, true));
+    for link in &links {
+        if is_open_on(handle.as_fd(), link, devs, what).map_err(failed)? {
+            return Ok(true);
         }
     }
-    Ok((true, false))
+    Ok(false)
 }
 
 /// A process that ended has no descriptors.
@@ -162,7 +205,7 @@ fn unless_gone(names: Result<Vec<String>>) -> Result<Vec<String>> {
 
 /// Asks with `AT_STATX_DONT_SYNC`: a descriptor on a dead network file system
 /// must not hang the answer.
-fn is_open_on(dir: BorrowedFd<'_>, fd: &str, devs: &[Dev]) -> rustix::io::Result<bool> {
+fn is_open_on(dir: BorrowedFd<'_>, fd: &str, devs: &[Dev], what: What) -> rustix::io::Result<bool> {
     let stat = match statx(dir, fd, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE) {
         Ok(stat) => stat,
         Err(Errno::NOENT | Errno::SRCH) => return Ok(false),
@@ -171,7 +214,12 @@ fn is_open_on(dir: BorrowedFd<'_>, fd: &str, devs: &[Dev]) -> rustix::io::Result
         Err(_) => return unless_closed(readlinkat(dir, fd, Vec::new())).map(|_| false),
     };
     let is_block = u32::from(stat.stx_mode) & 0o170000 == 0o060000;
-    Ok(is_block && devs.contains(&Dev { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor }))
+    Ok(match what {
+        What::Device => {
+            is_block && devs.contains(&Dev { major: stat.stx_rdev_major, minor: stat.stx_rdev_minor })
+        }
+        What::File => devs.contains(&Dev { major: stat.stx_dev_major, minor: stat.stx_dev_minor }),
+    })
 }
 
 fn unless_closed<T>(result: rustix::io::Result<T>) -> rustix::io::Result<Option<T>> {
@@ -214,10 +262,11 @@ mod tests {
     }
 
     #[test]
-    fn swap_files_are_no_devices() {
+    fn swap_devices_and_files_are_told_apart() {
         let text = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n\
                     /dev/rd1                                partition\t65532\t\t0\t\t-2\n\
                     /swap\\040file                          file\t1024\t0\t-3\n";
-        assert_eq!(parse_swaps(text), ["/dev/rd1"]);
+        let swaps: Vec<_> = parse_swaps(text).collect();
+        assert_eq!(swaps, [("/dev/rd1".to_owned(), "partition"), ("/swap file".to_owned(), "file")]);
     }
 }

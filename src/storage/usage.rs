@@ -14,6 +14,7 @@ use super::error::{Cannot, Error, Result};
 use super::names::{DiskName, Part};
 use super::wait::{PROBING, wait_until};
 use crate::kernel::block::{self, Dev, Mode};
+use crate::kernel::proc::{Mount, Opener, What};
 use crate::kernel::{self, Root, loops, nvmet, openers, pool, proc};
 
 /// What cannot be done where a user cannot be looked for; completes "cannot …".
@@ -29,8 +30,19 @@ pub enum User {
         /// Whether nobody can write through it.
         read_only: bool,
     },
+    /// A file system that is mounted in another mount namespace.
+    MountElsewhere {
+        /// Where it is mounted there.
+        on: String,
+        /// A process that sees it.
+        by: Opener,
+    },
+    /// A file system that is mounted nowhere any more, but of which a process has something open.
+    LazyMount(Opener),
     /// Swap space.
     Swap,
+    /// Swap space at a path that is gone: it may be on this device.
+    LostSwap(String),
     /// A device stacked on it: a cache, a RAM disk's own mapping, or any other.
     Holder(String),
     /// A loop device that it backs.
@@ -54,12 +66,7 @@ pub enum User {
     /// NVMe targets that configfs, unmounted, does not show.
     HiddenTargets,
     /// A process that has it open.
-    Process {
-        /// Its name.
-        name: String,
-        /// Its id.
-        pid: u32,
-    },
+    Process(Opener),
     /// A process that may have it open, for all that can be seen: why it could not be looked at.
     Unseen(String),
     /// Somebody whom only the kernel's count of openers shows.
@@ -72,7 +79,20 @@ impl fmt::Display for User {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             User::Mount { on, .. } => write!(f, "is mounted on {on}; unmount it first"),
+            User::MountElsewhere { on, by: Opener { name, pid } } => write!(
+                f,
+                "is mounted on {on} in the mount namespace of {name} (pid {pid}); unmount it there first, or end that"
+            ),
+            User::LazyMount(Opener { name, pid }) => write!(
+                f,
+                "has a file system that was unmounted lazily (umount -l) and is in use by {name} (pid {pid}); end that \
+                 first"
+            ),
             User::Swap => write!(f, "is used as swap; swap it off first"),
+            User::LostSwap(path) => write!(
+                f,
+                "may be used as swap: the kernel swaps to {path}, which is not there any more; swap it off first"
+            ),
             User::Holder(name) if name.starts_with("rc-") => {
                 write!(f, "is mapped by the cache {name}; remove that first")
             }
@@ -92,7 +112,7 @@ impl fmt::Display for User {
                 "may be exported over NVMe: nvmet has targets, but configfs is not mounted; \
                  mount it first (mount -t configfs none /sys/kernel/config)"
             ),
-            User::Process { name, pid } => write!(f, "is open in {name} (pid {pid}); end that first"),
+            User::Process(Opener { name, pid }) => write!(f, "is open in {name} (pid {pid}); end that first"),
             User::Unseen(why) => write!(
                 f,
                 "may be open in a process that could not be looked at ({why}); run this service where root may look \
@@ -131,10 +151,26 @@ fn users_of(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
     }
     users.extend(loops(root, devs)?);
     users.extend(namespaces(root, devs)?);
-    let (openers, unseen) = proc::openers(root, devs).cannot(LOOK)?;
-    users.extend(openers.into_iter().map(|opener| User::Process { name: opener.name, pid: opener.pid }));
+    let (openers, unseen) = proc::openers(root, devs, What::Device).cannot(LOOK)?;
+    users.extend(openers.into_iter().map(User::Process));
     users.extend(unseen.map(|error| User::Unseen(error.to_string())));
     Ok(users)
+}
+
+/// Who may have claimed a device, if that can be told although nothing here shows it.
+fn claimant(root: &Root, dev: Dev) -> Result<Option<User>> {
+    let devs = related(root, dev)?;
+    let on = with_siblings(root, &devs)?;
+    for (mount, by) in proc::mounts_elsewhere(root).cannot(LOOK)? {
+        if is_mounted_from(&mount, &devs, &on)? {
+            return Ok(Some(User::MountElsewhere { on: mount.on, by }));
+        }
+    }
+    let (openers, _) = proc::openers(root, &devs, What::File).cannot(LOOK)?;
+    if let Some(by) = openers.into_iter().next() {
+        return Ok(Some(User::LazyMount(by)));
+    }
+    Ok(proc::lost_swaps(root).cannot(LOOK)?.into_iter().next().map(User::LostSwap))
 }
 
 /// The devices stacked on this one, by the names that an administrator knows.
@@ -181,6 +217,7 @@ pub fn unless_used<T>(
         },
         Err(unnamed) => {
             let named = users()?.find(|user| !matches!(user, User::Unseen(_)));
+            let named = if named.is_none() && unnamed == User::Claim { claimant(root, dev)? } else { named };
             Err(in_use(name, &named.unwrap_or(unnamed)))
         }
     }
@@ -254,7 +291,7 @@ fn is_guess(user: &User) -> bool {
 /// Whether the user is one of udev's rules, which look into a device that has just changed and are
 /// gone a moment later.
 fn is_probe(user: &User) -> bool {
-    matches!(user, User::Process { name, .. } if name.contains("udev"))
+    matches!(user, User::Process(Opener { name, .. }) if name.contains("udev"))
 }
 
 /// The refusal that names the user.
@@ -263,17 +300,31 @@ pub fn in_use(name: impl fmt::Display, user: &User) -> Error {
 }
 
 fn mounts(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
+    let on = with_siblings(root, devs)?;
     let mut found = Vec::new();
     for mount in proc::mounts(root).cannot(LOOK)? {
-        // btrfs and others have a device number that is no disk's. Their source names the disk.
-        let is_meant = devs.contains(&mount.dev)
-            || mount.source.starts_with("/dev/")
-                && node_of(&mount.source).cannot(LOOK)?.is_some_and(|dev| devs.contains(&dev));
-        if is_meant {
+        if is_mounted_from(&mount, devs, &on)? {
             found.push(User::Mount { on: mount.on, read_only: mount.read_only });
         }
     }
     Ok(found)
+}
+
+/// Whether a mount is of a file system on one of `devs`. btrfs and others have a device number that is no disk's.
+/// Their source names the disk: it is one of `with_siblings`.
+fn is_mounted_from(mount: &Mount, devs: &[Dev], with_siblings: &[Dev]) -> Result<bool> {
+    let leads_there =
+        || Ok(node_of(&mount.source).cannot(LOOK)?.is_some_and(|dev| with_siblings.contains(&dev)));
+    Ok(devs.contains(&mount.dev) || mount.source.starts_with("/dev/") && leads_there()?)
+}
+
+/// The devices, and those that hold a file system together with one of them.
+fn with_siblings(root: &Root, devs: &[Dev]) -> Result<Vec<Dev>> {
+    let mut all = devs.to_vec();
+    for &dev in devs {
+        all.extend(block::btrfs_siblings(root, dev).cannot(LOOK)?);
+    }
+    Ok(all)
 }
 
 /// The loop devices over one of the devices. Each is asked itself: the path of what it is over may lead

@@ -145,6 +145,6 @@ fn what_is_mounted_out_of_sight_is_not_exported() {
     let guest = guest_with_port();
     guest.disk(16);
     let _hidden = mounted_out_of_sight("rd0", "");
-    guest.post("createNVMeTarget/rd0/1").failure(409, &["rd0", "claimed"]);
+    guest.post("createNVMeTarget/rd0/1").failure(409, &["rd0", "mount namespace of sleep"]);
     assert_eq!(tree(), ["1"]);
 }

@@ -1,6 +1,9 @@
 //! Nothing is taken away while somebody uses it, and the refusal says who uses it: for RAM
 //! disks, for sources of caches, and for caches.
 
+use std::fs;
+use std::path::Path;
+
 use crate::support::data::{noise, read, write};
 use crate::support::kernel::{
     self, Mapped, Process, device, eventually, mounted_out_of_sight, put, settle, size,
@@ -294,11 +297,53 @@ fn what_is_mounted_where_the_daemon_cannot_see_it_is_left_alone() {
     // Read-only, so that the file system itself writes nothing.
     let hidden = mounted_out_of_sight("rd0", "-o ro");
     assert!(!sys("/proc/mounts").unwrap_or_default().contains("/dev/rd0"), "it can be seen");
-    assert_disk_is_kept(&guest, "rd0", &["claimed"]);
-    guest.post("lockRapidDisk/rd0").failure(409, &["rd0"]);
+    let pid = format!("(pid {})", hidden.pid());
+    assert_disk_is_kept(&guest, "rd0", &["mounted on /mnt in the mount namespace of sleep", &pid]);
+    guest.post("lockRapidDisk/rd0").failure(409, &["rd0", &pid]);
     guest.change("resizeRapidDisk/rd0/32");
     drop(hidden);
     eventually("the namespace is gone", || guest.post("removeRapidDisk/rd0").status == 200);
+}
+
+#[test]
+fn what_was_unmounted_lazily_or_is_swap_at_a_lost_node_is_left_alone_and_said_as_such() {
+    let guest = guest();
+    guest.disk(16);
+    // Read-only, so that the file system itself writes nothing.
+    READ_ONLY_MOUNT.start("rd0");
+    let user = Process::start("cd /mnt; exec sleep 1000");
+    let is_there =
+        || fs::read_link(format!("/proc/{}/cwd", user.pid())).is_ok_and(|cwd| cwd == Path::new("/mnt"));
+    eventually("it is used", is_there);
+    sh("umount -l /mnt");
+    let pid = format!("(pid {})", user.pid());
+    assert_disk_is_kept(&guest, "rd0", &["unmounted lazily", &pid]);
+    drop(user);
+    eventually("it is unmounted", || guest.post("flushRapidDisk/rd0").status == 200);
+    let number = sh(&format!("cat /sys/block/{}/dev", device("rd0"))).replace(':', " ");
+    sh(&format!("cd /tmp/test; mknod node b {number} && mkswap node && swapon node && rm node"));
+    assert_disk_is_kept(&guest, "rd0", &["the kernel swaps to /tmp/test/node"]);
+    sh("swapoff /dev/rd0");
+    guest.change("removeRapidDisk/rd0");
+}
+
+#[test]
+fn each_disk_of_a_file_system_on_two_is_left_alone_and_its_mount_named() {
+    let guest = guest();
+    for disk in ["rd0", "rd1"] {
+        assert_eq!(guest.disk(128), disk);
+    }
+    sh(
+        "modprobe btrfs; mkfs.btrfs -q /dev/rd0 /dev/rd1 && mount -t btrfs -o device=/dev/rd0,device=/dev/rd1 /dev/rd0 /mnt",
+    );
+    settle();
+    for disk in ["rd0", "rd1"] {
+        guest.post(&format!("flushRapidDisk/{disk}")).failure(409, &[disk, "mounted on /mnt"]);
+    }
+    sh("umount /mnt");
+    for disk in ["rd0", "rd1"] {
+        guest.change(&format!("removeRapidDisk/{disk}"));
+    }
 }
 
 #[test]
