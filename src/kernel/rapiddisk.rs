@@ -108,7 +108,8 @@ fn manage(root: &Root, command: &str) -> Result<()> {
 /// The disks the module lists. It lists into one page, so with some 150 disks
 /// and more the rest is missing. `None` if the module is not loaded.
 pub fn devices(root: &Root) -> Result<Option<Vec<Row>>> {
-    Ok(root.attribute(DEVICES)?.map(|text| parse_devices(&text)))
+    // Not as an attribute, which loses the end of its last line.
+    Ok(root.text_if_there(DEVICES)?.map(|text| parse_devices(&text)))
 }
 
 fn parse_devices(text: &str) -> Vec<Row> {
@@ -167,6 +168,17 @@ mod tests {
     fn a_list_cut_by_the_end_of_its_page_loses_the_cut_line_only() {
         let text = "Device\tSize\tErrors\tUsed\nrd0\t67108864\t0\t4096\nrd1\t67108864\t0\t40";
         assert_eq!(parse_devices(text), [Row { number: 0, size: 67108864, used: 4096 }]);
+    }
+
+    #[test]
+    fn the_last_line_of_a_whole_list_is_not_taken_as_cut() {
+        let dir = std::env::temp_dir().join(format!("rapiddiskd-devices-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("sys/kernel/rapiddisk")).unwrap();
+        assert_eq!(devices(&Root::new(&dir)), Ok(None));
+        std::fs::write(dir.join(DEVICES), "Device\tSize\tErrors\tUsed\nrd0\t67108864\t0\t4096\n").unwrap();
+        let row = Row { number: 0, size: 67108864, used: 4096 };
+        assert_eq!(devices(&Root::new(&dir)), Ok(Some(vec![row])));
+        std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
