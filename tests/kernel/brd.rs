@@ -12,6 +12,11 @@ use crate::support::kernel::{
 };
 use crate::support::{Guest, clean, guest, guest_after, guest_with, meanwhile, sh};
 
+/// A guest in which nobody has used brd before.
+fn fresh_guest() -> Guest {
+    guest_after(&[], clean::load)
+}
+
 /// The memory that a disk of brd itself holds, in bytes.
 fn held(ram: &str) -> u64 {
     let pages = sys(&format!("/sys/kernel/debug/ramdisk_pages/{ram}")).expect("debugfs");
@@ -47,7 +52,7 @@ fn assert_whole() {
 
 #[test]
 fn a_disk_is_a_mapping_on_a_disk_of_brd_that_nobody_else_can_take() {
-    let guest = guest();
+    let guest = fresh_guest();
     assert_eq!((guest.disk(16), guest.disk(8)), ("rd0".into(), "rd1".into()));
     assert_whole();
     assert_eq!(guest.read("checkServiceStatus")["ram_driver"], "brd");
@@ -125,7 +130,7 @@ fn no_discard_of_anybody_else_gets_through_not_even_during_a_resize() {
 
 #[test]
 fn what_others_have_of_brd_is_left_to_them() {
-    let guest = guest();
+    let guest = fresh_guest();
     assert_eq!(guest.disk(8), "rd0");
     guest.change("removeRapidDisk/rd0");
     assert_eq!(held("ram1024"), PAGE as u64, "the label");
@@ -173,7 +178,7 @@ fn a_brd_whose_disks_are_too_small_is_not_taken() {
 /// The states that a kill can leave, and what others can do to a disk.
 #[test]
 fn what_was_left_half_done_is_put_right_at_the_next_start() {
-    let mut guest = guest();
+    let mut guest = fresh_guest();
     let data = noise(5, 2 * MIB as usize);
     for disk in ["rd0", "rd1", "rd2", "rd3"] {
         assert_eq!(guest.disk(8), disk);
