@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::export::{HOST, STRANGER, guest_with_nvmet};
 use crate::faults::{Effort, Faults, Report, Setting, Snapshot, try_each_call, try_each_start};
-use crate::support::kernel::{State, has_udev, holders, policies};
+use crate::support::kernel::{State, has_udev, holders, loops, policies};
 use crate::support::{Guest, guest};
 
 /// Guests are slow.
@@ -44,10 +44,30 @@ impl Setting for Injected {
         Some((reply.status, reply.json()))
     }
 
+    /// RAM disks behind loop devices have the names of their files here: one that is busy is passed over.
     fn state(&self) -> Snapshot {
         let mut state = State::now().0;
         let is_of_disk = |key: &str| key.ends_with("'s contents") || key.ends_with("'s memory");
         state.retain(|key, _| !self.has_caches || !is_of_disk(key));
+        // The entry of a host that no subsystem lets in means nothing. It stays where the kernel calls it busy.
+        let links: Vec<_> = state.keys().filter(|key| key.contains("/allowed_hosts/")).cloned().collect();
+        state.retain(|key, _| match key.strip_prefix("/sys/kernel/config/nvmet/hosts/") {
+            Some(rest) => {
+                let host = rest.split('/').next().expect("a name");
+                links.iter().any(|link| link.ends_with(&format!("/{host}")))
+            }
+            None => true,
+        });
+        for (device, file) in loops() {
+            let name = file.rsplit('/').next().expect("a name");
+            let (from, to) = (format!("/sys/block/{device}"), format!("/sys/block/{name}"));
+            if let Some(value) = state.remove(&from) {
+                state.insert(to, value);
+            }
+            if let Some(all) = state.get_mut("loops") {
+                *all = all.replace(&format!("{device:?}"), "a loop device");
+            }
+        }
         state
     }
 
