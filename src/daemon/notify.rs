@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use crate::client::Client;
 
-/// What the watchdog asks the daemon for. Not the status: the I/O thread answers that by itself, so
-/// it would not show that the workers are alive.
+/// What the watchdog asks the daemon for. Not the status: that is answered out of memory, so
+/// it would not show that reads get through.
 const PROBE: &str = "/v1/listAllResources";
 
 /// The service manager that started this process, if there is one.

@@ -40,7 +40,7 @@ const DONE: u8 = 2;
 const FEW: usize = 4;
 
 /// A connection's socket, held by the I/O thread and, while a request of it is being answered, by
-/// one worker.
+/// who answers it: a worker, or an I/O thread that has given up the loop.
 ///
 /// The two agree through `state` on whether the bell must be rung. Usually it need not: the client
 /// takes its answer and sends the next request, and that wakes the I/O thread.

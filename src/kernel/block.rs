@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, OFlags, makedev, mknodat};
+use rustix::fs::{Advice, CWD, FileType, OFlags, fadvise, makedev, mknodat};
 use rustix::io::Errno;
 use rustix::ioctl::{NoArg, Opcode, Setter, ioctl, opcode};
 
@@ -327,6 +327,12 @@ pub fn discard_limit(root: &Root, name: &str) -> Result<Option<u64>> {
 pub fn refuse_discards(root: &Root, name: &str) -> Result<()> {
     let path = root.path(format!("sys/block/{name}/queue/discard_max_bytes"));
     fs::write(&path, "0").map_err(|error| Error::new(format!("write 0 to {}", path.display()), &error))
+}
+
+/// Drops what the page cache has of a device and need not write: a mapping on the device writes beside it.
+pub fn forget_cached(disk: &File) -> Result<()> {
+    fadvise(disk, 0, None, Advice::DontNeed)
+        .map_err(|errno| Error::new("posix_fadvise of a device", &errno.into()))
 }
 
 /// Reads the first `buffer.len()` bytes.

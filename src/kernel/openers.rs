@@ -3,13 +3,16 @@
 //!
 //! The kernel has a count of openers, which it does not show. But when the last opener closes a device, it
 //! empties the device's page cache (`blkdev_put_whole`, `blkdev_flush_mapping` in `block/bdev.c`). So
-//! this reads the first page, closes the device, opens it again, and looks whether the page is still cached
-//! (mincore(2)). If it is, somebody else has the device open. A pipe refers to the page meanwhile
-//! (splice(2)), so that the kernel cannot drop the page for want of memory.
+//! this reads the first and the last page, closes the device, opens it again, and looks whether one of them is
+//! still cached (mincore(2)). If so, somebody else has the device open. A pipe refers to the pages meanwhile
+//! (splice(2)), so that the kernel cannot drop them for want of memory. Only who writes to both of them past
+//! the page cache at this moment is not seen.
+//!
+//! mincore(2) tells the truth to the owner of the node, or with `CAP_FOWNER`.
 
 use std::ffi::{c_int, c_uchar, c_void};
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::ptr;
 
@@ -49,25 +52,30 @@ pub fn open(root: &Root, name: &str, mode: Mode) -> Result<(File, bool)> {
 
 /// Opens, closes and opens a device. Says whether the closing was that of the last opener.
 fn open_after_last(root: &Root, name: &str, mode: Mode) -> Result<(File, bool)> {
-    let failed = |errno: Errno| Error::new(format!("read the first page of {name}"), &errno.into());
+    let what = format!("read the first and the last page of {name}");
+    let failed = |errno: Errno| Error::new(&what, &errno.into());
     let page = rustix::param::page_size();
-    let device = block::open(root, name, mode)?;
-    let (_holds_page, pipe) = pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
-    if splice(&device, Some(&mut 0), &pipe, None, page, SpliceFlags::empty()).map_err(failed)? == 0 {
-        return Err(Error::strange(format!("read the first page of {name}")));
+    let mut device = block::open(root, name, mode)?;
+    let size = device.seek(SeekFrom::End(0)).map_err(|error| Error::new(&what, &error))?;
+    let places = [0, size.saturating_sub(1) / page as u64 * page as u64];
+    let (_holds_pages, pipe) = pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
+    for mut at in places {
+        if splice(&device, Some(&mut at), &pipe, None, page, SpliceFlags::empty()).map_err(failed)? == 0 {
+            return Err(Error::strange(&what));
+        }
     }
     drop(device);
     let device = block::open(root, name, mode)?;
-    let is_cached = is_first_page_cached(&device, page)?;
+    let is_cached = is_cached(&device, places[0], page)? || is_cached(&device, places[1], page)?;
     Ok((device, !is_cached))
 }
 
-fn is_first_page_cached(device: &File, page: usize) -> Result<bool> {
+fn is_cached(device: &File, at: u64, page: usize) -> Result<bool> {
     let failed = |what: &str, error: &io::Error| Error::new(what, error);
     let mut pages = [0; 1];
     // SAFETY: a new mapping of one page, which nobody reads; it is removed below. mincore writes one byte for it.
     unsafe {
-        let mapped = mmap(ptr::null_mut(), page, ProtFlags::READ, MapFlags::SHARED, device.as_fd(), 0)
+        let mapped = mmap(ptr::null_mut(), page, ProtFlags::READ, MapFlags::SHARED, device.as_fd(), at)
             .map_err(|errno| failed("mmap", &errno.into()))?;
         let asked = match mincore(mapped, page, pages.as_mut_ptr()) {
             0 => Ok(()),

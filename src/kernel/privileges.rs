@@ -17,6 +17,7 @@ use super::{Error, Result, Root};
 ///   which are all of root's once the others are dropped;
 /// * `CAP_DAC_READ_SEARCH`: to name one among other users' processes, by `/proc/PID/fd`;
 /// * `CAP_MKNOD`: to open a RAM disk whose node in `/dev` is gone;
+/// * `CAP_FOWNER`: to learn by mincore(2) who has a device open whose node is not root's;
 /// * `CAP_NET_BIND_SERVICE`: an NVMe port with a service id below 1024 is opened by
 ///   the kernel with the rights of whoever links the first target to it.
 ///
@@ -26,6 +27,7 @@ pub const NEEDED: CapabilitySet = CapabilitySet::SYS_ADMIN
     .union(CapabilitySet::SYS_PTRACE)
     .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::NET_BIND_SERVICE);
 
 /// How ready the kernel is to kill this process when memory runs out: hardly (-1000 is never, 0 is usual).

@@ -203,9 +203,13 @@ pub fn unless_used<T>(
             return Err(in_use(name, &user));
         }
         let mut asked = Ok(());
+        // Twice, since a user may be missed once.
         wait_until(PROBING, || {
+            let was_alone = answer.is_ok();
+            // What it has open would count.
+            answer = Err(User::Opener);
             asked = ask().map(|again| answer = again);
-            answer.is_ok() || asked.is_err()
+            (was_alone && answer.is_ok()) || asked.is_err()
         });
         asked?;
     }

@@ -111,7 +111,8 @@ impl Watch {
 
     fn shortage(&self) -> Result<Option<Shortage>> {
         let disks = self.disks.list()?;
-        let promised = disks.iter().map(|disk| disk.size - disk.usage).fold(0, u64::saturating_add);
+        let promised =
+            disks.iter().map(|disk| disk.size.saturating_sub(disk.usage)).fold(0, u64::saturating_add);
         let available = machine::available_memory(&self.machine.root).cannot("ask for the free memory")?;
         Ok((available < promised).then_some(Shortage { available, promised }))
     }

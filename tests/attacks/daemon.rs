@@ -116,7 +116,7 @@ impl Daemon {
     /// Whether a client with a new connection is served in time.
     pub fn probe(&self) -> bool {
         let begin = Instant::now();
-        // The one is answered by the I/O thread, the other by a worker.
+        // The one is answered out of memory, the other by a read.
         let is_list = self.lists && PROBE.fetch_add(1, Ordering::Relaxed) % 2 == 1;
         let target = if is_list { "/v1/listAllResources" } else { "/v1/checkServiceStatus" };
         let reply = Client::new(&Listen::Tcp(self.address().into()), IN_TIME).call("GET", target);

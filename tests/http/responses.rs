@@ -1,6 +1,6 @@
 //! Bodies of requests that a route takes, and bodies of responses that are made in pieces.
 
-use crate::access::until;
+use crate::access::{PATIENCE, until};
 use crate::daemon::*;
 use crate::stub::{DOCUMENT, PIECE, PIECES};
 use rapiddiskd::http::Limits;
@@ -66,7 +66,7 @@ fn resident() -> usize {
 #[test]
 fn the_body_of_a_refused_request_takes_no_memory() {
     const BODY: usize = 16 << 20;
-    let daemon = start(Limits { body_bytes: BODY, ..Limits::default() });
+    let daemon = start(Limits { body_bytes: BODY, request_time: PATIENCE * 4, ..Limits::default() });
     let before = resident();
     let request = format!("POST /a HTTP/1.1\r\nHost: evil.example\r\nContent-Length: {BODY}\r\n\r\n");
     let part = "x".repeat(64 << 10);

@@ -125,7 +125,7 @@ const PROSE: [&str; 13] = [
 fn a_writeback_cache_has_the_newer_counters_too() {
     let guest = guest();
     let disk = guest.disk(16);
-    let cache = guest.cache(&disk, "sda", "writeback");
+    let cache = guest.cache(&disk, "sda", "writeback?block=4096");
     let node = format!("/dev/mapper/{cache}");
     write(&node, 0, &noise(1, 200 * PAGE));
     sh(&format!("dd if={node} of=/dev/null bs=4k count=100 iflag=direct"));
@@ -206,7 +206,7 @@ mod rapiddisk {
             let pages = if written.contains(&number) { 1 + number % 5 } else { 0 };
             let wanted = json!({
                 "device": format!("rd{number}"), "size": mib(number) * MIB, "usage": pages * PAGE as u64, "status": "unlocked",
-                "driver": "rapiddisk"
+                "driver": "rapiddisk", "usage_measured": true
             });
             assert_eq!(disk, wanted);
         }

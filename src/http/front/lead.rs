@@ -93,6 +93,13 @@ impl<S: Service> Lead<S> {
         }
     }
 
+    /// Drops the loop after the panic of the thread that had it, and with it every socket.
+    pub fn drop_poisoned(&self) {
+        if let Err(TryLockError::Poisoned(error)) = self.event_loop.try_lock() {
+            *error.into_inner() = None;
+        }
+    }
+
     /// Leads until the other thread does, which gives `None`, or the loop has ended.
     fn lead<'a>(
         &'a self,

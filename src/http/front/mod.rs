@@ -110,6 +110,9 @@ fn start_thread<S: Service>(number: usize, news: &Sender<News>) -> io::Result<Se
         let Ok(lead) = lead.recv() else { return };
         // There is nobody to serve without the loop: its end is that of the server.
         let end = catch_unwind(AssertUnwindSafe(|| lead.take_turns()));
+        if end.is_err() {
+            lead.drop_poisoned();
+        }
         if let Some(end) = end.transpose() {
             let _ = news.send(News::End(end));
         }

@@ -72,7 +72,9 @@ impl Caches {
             Error::Invalid(format!("the name of {source} is too long for a cache in front of it"))
         })?;
         let device = self.source_device(source)?;
-        let control = mapping::control(&self.machine.root)?;
+        // Without the RAM disk this driver is of no use.
+        let control = mapping::control(&self.machine.root)
+            .or_else(|error| self.disks.existing(disk).and(Err(error)))?;
         let target = self.targets.choose(policy, &control)?;
         Ok(Wanted { name, disk, source, policy, block: None, device, target, control })
     }
@@ -241,7 +243,7 @@ impl Caches {
         let device = self.disks.existing(disk.name)?.device;
         let mut now = vec![0; before.len()];
         block::open(root, &device, Mode::Read)
-            .and_then(|disk| block::read_start(&disk, &mut now))
+            .and_then(|disk| block::forget_cached(&disk).and_then(|()| block::read_start(&disk, &mut now)))
             .cannot(format_args!("read the first block of {}", disk.name))?;
         if now == before {
             return Ok(());

@@ -146,10 +146,10 @@ fn arrays() {
 fn remove_mappings() {
     // The removal of a mapping on top of a suspended one would never end.
     for name in all_mappings() {
-        works(&format!("dmsetup resume {name}"));
+        works(&format!("dmsetup --manglename none resume '{name}'"));
     }
     for name in all_mappings() {
-        works(&format!("dmsetup remove --retry {name}"));
+        works(&format!("dmsetup --manglename none remove --retry '{name}'"));
     }
 }
 

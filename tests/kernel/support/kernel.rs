@@ -360,7 +360,9 @@ fn is_mounted_for_writing(disk: &str) -> bool {
 }
 
 fn describe(mapping: &str) -> String {
-    let (dm, name) = (dm().expect("device-mapper"), Name::new(mapping).expect("a name"));
+    // Some names that others can give are none for the daemon.
+    let Some(name) = Name::new(mapping) else { return "there".into() };
+    let dm = dm().expect("device-mapper");
     let info = dm.info(&name).expect("info");
     let kinds: Vec<_> = dm.report(&name, Report::Status).expect("report");
     let kinds: Vec<_> = kinds.into_iter().map(|target| (target.kind, target.start, target.length)).collect();
