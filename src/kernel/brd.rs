@@ -73,14 +73,14 @@ pub fn held(root: &Root, number: u32) -> Option<u64> {
     Some(pages.saturating_mul(rustix::param::page_size() as u64))
 }
 
-/// Frees the memory of what is from byte `start` to byte `end`. Nobody may use it meanwhile.
-pub fn clear(root: &Root, number: u32, start: u64, end: u64) -> Result<()> {
+/// Frees the memory of what is from byte `at` to byte `end`. Nobody may use it meanwhile. `at` moves along: what
+/// is before it is free, also after a failure.
+pub fn clear(root: &Root, number: u32, at: &mut u64, end: u64) -> Result<()> {
     let disk = block::open(root, &name(number), Mode::Write)?;
-    let mut at = start;
-    while at < end {
-        let length = (end - at).min(STEP);
-        block::discard(&disk, at, length)?;
-        at += length;
+    while *at < end {
+        let length = (end - *at).min(STEP);
+        block::discard(&disk, *at, length)?;
+        *at += length;
     }
     Ok(())
 }

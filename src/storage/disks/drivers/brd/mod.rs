@@ -22,14 +22,14 @@ use crate::kernel::block;
 use crate::kernel::dm::Control;
 use crate::kernel::{self, Root, brd, machine};
 use crate::storage::disks::driver::{Claims, Device, Driver, RamDisk, Shrunk, not_loaded, refused};
-use crate::storage::error::{Cannot, Left, Result};
+use crate::storage::error::{Cannot, Error, Left, Result};
 use crate::storage::locks::Held;
 use crate::storage::mapping::{self, not_made, uuid};
 use crate::storage::names::DiskName;
 use crate::storage::undo::Undo;
 use crate::storage::wait::retry_busy;
 use parts::{
-    HEAD, KIND, Parts, all, below, check_room, clear, device_name, disk_mapping, end_of_data, find,
+    HEAD, KIND, Parts, all, below, check_room, clear, device_name, disk_mapping, end_of_data, failed, find,
     forget_table, free_number, make_guard, page, put_to_use, release, table, while_suspended,
 };
 
@@ -201,19 +201,28 @@ impl Driver for Brd {
         let (name, what) = (disk.name, format!("resize {}", disk.name));
         let control = mapping::control(root)?;
         let (guard, number) = below(&control, name).cannot(&what)?;
-        let shrunk = while_suspended(&control, name, || {
+        let mapping = disk_mapping(name);
+        let shrink = || {
             if end_of_data(root, number, bytes, disk.size)? > bytes {
                 return Ok(false);
             }
-            let loaded = control.load(&disk_mapping(name), &table(bytes, guard, number));
-            loaded.or_else(|error| control.clear(&disk_mapping(name)).and(Err(error))).map(|()| true)
-        });
-        if !shrunk.map_err(|error| refused(name, "resize", error))? {
-            return Ok(Shrunk::DataAbove);
+            let loaded = control.load(&mapping, &table(bytes, guard, number));
+            loaded.or_else(|error| control.clear(&mapping).and(Err(error)))?;
+            control.resume(&mapping).map(|()| true)
+        };
+        let (shrunk, resumed) =
+            while_suspended(&control, name, shrink).map_err(|error| refused(name, "resize", error))?;
+        // After a failure the new table may be in use all the same.
+        if !matches!(shrunk, Ok(true)) && block::size_of_disk(root, &disk.device) != Ok(Some(bytes)) {
+            return match shrunk.cannot(&what) {
+                Ok(_) => resumed.map(|()| Shrunk::DataAbove),
+                Err(error) => Err(failed(name, error, resumed)),
+            };
         }
         drop(claim);
-        // Pages full of zeros.
         let mut left = Left::default();
+        left.note(resumed);
+        // Pages full of zeros.
         left.note(clear(root, number, bytes, disk.size));
         Ok(Shrunk::Done(left))
     }
@@ -222,11 +231,23 @@ impl Driver for Brd {
         let (name, what) = (disk.name, "free the memory of");
         let control = mapping::control(root)?;
         let (_, number) = below(&control, name).cannot(format_args!("{what} {name}"))?;
-        while_suspended(&control, name, || brd::clear(root, number, HEAD, HEAD + disk.size))
-            .map_err(|error| refused(name, what, error))?;
-        // Whoever opens it from here on reads nothing old from the page cache.
+        let mut at = HEAD;
+        let (cleared, resumed) =
+            while_suspended(&control, name, || brd::clear(root, number, &mut at, HEAD + disk.size))
+                .map_err(|error| refused(name, what, error))?;
+        // Whoever opens it from here on reads nothing old from the page cache. On a suspended disk this could hang.
+        let flushed = match &resumed {
+            Ok(()) => block::flush_buffers(&claim).cannot(format_args!("empty the page cache of {name}")),
+            Err(_) => Ok(()),
+        };
+        if let Err(error) = cleared.cannot(format_args!("{what} {name}")) {
+            let gone = format!("emptying {name} up to byte {}", at - HEAD);
+            let error = if at == HEAD { error } else { Error::NotUndone(Box::new(error), vec![gone]) };
+            return Err(failed(name, error, resumed));
+        }
         let mut left = Left::default();
-        left.note(block::flush_buffers(&claim).cannot(format_args!("empty the page cache of {name}")));
+        left.note(resumed);
+        left.note(flushed);
         Ok(left)
     }
 

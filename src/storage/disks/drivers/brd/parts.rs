@@ -255,13 +255,13 @@ pub fn put_to_use(root: &Root, control: &Control, name: DiskName, dev: Dev, tabl
     }
 }
 
-/// Changes a disk that is claimed while it is suspended: whoever reads or writes waits. EBUSY: it is open
-/// elsewhere.
+/// Changes a disk that is claimed while it is suspended: whoever reads or writes waits. Gives what `change`
+/// gives, and whether the disk was resumed. EBUSY: it is open elsewhere, and nothing was changed.
 pub fn while_suspended<T>(
     control: &Control,
     name: DiskName,
-    change: impl FnOnce() -> kernel::Result<T>,
-) -> kernel::Result<T> {
+    change: impl FnOnce() -> T,
+) -> kernel::Result<(T, Result<()>)> {
     let mapping = disk_mapping(name);
     retry_busy(|| match control.info(&mapping)?.open_count {
         // The claim.
@@ -270,10 +270,22 @@ pub fn while_suspended<T>(
     })?;
     control.suspend(&mapping)?;
     let changed = change();
-    // This puts a table to use that was loaded. Where it cannot be, the kernel has forgotten it by the second
-    // attempt: the disk is never left suspended.
-    let resumed = control.resume(&mapping).or_else(|error| control.resume(&mapping).and(Err(error)));
-    changed.and_then(|value| resumed.map(|()| value))
+    Ok((changed, resume(control, name)))
+}
+
+/// Ends the suspension of a disk. The kernel forgets a table that it cannot put to use: the second attempt is one
+/// without it.
+fn resume(control: &Control, name: DiskName) -> Result<()> {
+    let mapping = disk_mapping(name);
+    control.resume(&mapping).or_else(|_| control.resume(&mapping)).cannot(format_args!("resume {name}"))
+}
+
+/// The failure of a change, and that the disk was left suspended if it was.
+pub fn failed(name: DiskName, error: Error, resumed: Result<()>) -> Error {
+    match resumed {
+        Ok(()) => error,
+        Err(left) => Error::NotUndone(Box::new(error), vec![format!("suspending {name} ({left})")]),
+    }
 }
 
 /// Forgets a table that was loaded and is not in use.
@@ -295,7 +307,7 @@ pub fn clear(root: &Root, number: u32, start: u64, end: u64) -> Result<()> {
     if brd::held(root, number).is_some_and(|held| held <= page()) {
         return Ok(());
     }
-    brd::clear(root, number, HEAD + start, HEAD + end)
+    brd::clear(root, number, &mut (HEAD + start), HEAD + end)
         .cannot(format_args!("free the memory of {}", brd::name(number)))
 }
 
