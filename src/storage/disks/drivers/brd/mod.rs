@@ -30,7 +30,7 @@ use crate::storage::undo::Undo;
 use crate::storage::wait::retry_busy;
 use parts::{
     HEAD, KIND, Parts, all, below, check_room, clear, device_name, disk_mapping, end_of_data, failed, find,
-    forget_table, free_number, make_guard, page, put_to_use, release, table, while_suspended,
+    free_number, keep_table, make_guard, page, put_to_use, release, table, while_suspended,
 };
 
 /// As many as the module `rapiddisk` takes.
@@ -186,7 +186,9 @@ impl Driver for Brd {
         label::write(root, number, reach.max(bytes)).cannot(&what)?;
         clear(root, number, disk.size, bytes)?;
         Undo::run(|undo| {
-            undo.push(format!("giving {name} a new table"), || forget_table(&control, name));
+            undo.push(format!("giving {name} a new table"), || {
+                keep_table(root, &control, disk, &table(disk.size, guard, number))
+            });
             put_to_use(root, &control, name, disk.dev, &table(bytes, guard, number))
         })
     }

@@ -8,6 +8,7 @@ use super::label;
 use crate::kernel::block::{self, Dev, SECTOR};
 use crate::kernel::dm::{self, Control, Target};
 use crate::kernel::{self, Root, brd};
+use crate::storage::disks::driver::Device;
 use crate::storage::disks::drivers::link;
 use crate::storage::error::{Cannot, Error, Result};
 use crate::storage::mapping::{self, not_made, uuid};
@@ -288,9 +289,17 @@ pub fn failed(name: DiskName, error: Error, resumed: Result<()>) -> Error {
     }
 }
 
-/// Forgets a table that was loaded and is not in use.
-pub fn forget_table(control: &Control, name: DiskName) -> Result<()> {
-    control.clear(&disk_mapping(name)).cannot(format_args!("forget the new table of {name}"))
+/// Has a disk run with its old table, after a new one could not be put to use, or should not have been. It may be
+/// suspended: the kernel leaves it so where it could not change the table.
+pub fn keep_table(root: &Root, control: &Control, disk: &Device<'_>, old: &[Target]) -> Result<()> {
+    let (name, mapping) = (disk.name, disk_mapping(disk.name));
+    let what = format!("take the new table from {name}");
+    match block::size_of_disk(root, &disk.device).cannot(&what)? == Some(disk.size) {
+        true => control.clear(&mapping),
+        false => control.load(&mapping, old),
+    }
+    .cannot(what)?;
+    resume(control, name)
 }
 
 /// Where the data on `ramK` ends, from byte `start` to byte `end` of the disk.
