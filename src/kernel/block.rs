@@ -129,10 +129,19 @@ pub fn is_disk_read_only(root: &Root, name: &str) -> Result<bool> {
 
 /// The name that device-mapper has for a disk; `None` for other disks, and for one that is going.
 pub fn mapped_name(root: &Root, name: &str) -> Result<Option<String>> {
-    match root.attribute(format!("sys/block/{name}/dm/name")) {
+    unless_removed(root.attribute(format!("sys/block/{name}/dm/name")))
+}
+
+/// The UUID that device-mapper has for a disk; `None` for other disks, and for one that is going.
+pub fn mapped_uuid(root: &Root, dev: Dev) -> Result<Option<String>> {
+    unless_removed(attribute(root, dev, "dm/uuid"))
+}
+
+fn unless_removed(attribute: Result<Option<String>>) -> Result<Option<String>> {
+    match attribute {
         // What device-mapper says of a device that is being removed.
         Err(error) if error.is(Errno::INVAL) || error.is(Errno::IO) => Ok(None),
-        name => name,
+        attribute => attribute,
     }
 }
 

@@ -63,7 +63,7 @@ pub fn all(root: &Root) -> kernel::Result<Vec<Parts>> {
     };
     let listed = control.list()?;
     // Before a mapping gets its first table, device-mapper alone knows it.
-    let is_ours = |name: &dm::Name, dev| match block::attribute(root, dev, "dm/uuid")? {
+    let is_ours = |name: &dm::Name, dev| match block::mapped_uuid(root, dev)? {
         Some(known) => Ok(known == uuid(name)),
         None => match control.info(name) {
             Err(error) if error.is_gone() => Ok(false),
@@ -133,7 +133,7 @@ pub fn disk_of(root: &Root, device: &str) -> kernel::Result<Option<DiskName>> {
     }
     let name = block::mapped_name(root, device)?.and_then(|name| DiskName::parse(&name));
     let Some((name, dev)) = name.zip(block::dev_of(root, device)?) else { return Ok(None) };
-    let known = block::attribute(root, dev, "dm/uuid")?;
+    let known = block::mapped_uuid(root, dev)?;
     Ok((known == Some(uuid(&disk_mapping(name)))).then_some(name))
 }
 
