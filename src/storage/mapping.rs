@@ -50,6 +50,14 @@ pub fn ours(control: &Control, name: &dm::Name) -> Result<Option<Info>> {
     Ok(info_of(control, name)?.filter(|info| info.uuid == uuid(name)))
 }
 
+/// The refusal of a mapping that another program has suspended: whatever reads or writes it would hang. `or` is
+/// what helps beside resuming it.
+pub fn suspended(name: impl Display, or: &str) -> Error {
+    Error::Conflict(format!(
+        "{name} was suspended by another program; resume it first: dmsetup resume {name}{or}"
+    ))
+}
+
 /// A mapping has this name already.
 pub fn exists_already(name: impl Display) -> Error {
     Error::Conflict(format!("{name} exists already; remove it first"))

@@ -4,6 +4,7 @@
 
 use std::fs;
 
+use crate::export::{export, guest_with_port};
 use crate::stock::killed_before;
 use crate::support::data::{MIB, PAGE, assert_same_data, assert_zero, noise, read, write};
 use crate::support::kernel::{
@@ -104,7 +105,7 @@ fn a_disk_is_a_mapping_on_a_disk_of_brd_that_nobody_else_can_take() {
 /// looked at when the guest has ended.
 #[test]
 fn no_discard_of_anybody_else_gets_through_not_even_during_a_resize() {
-    let guest = guest();
+    let guest = guest_with_port();
     guest.disk(16);
     let data = noise(3, 2 * MIB as usize);
     let discard = || assert!(!works("blkdiscard -f /dev/rd0"), "a discard got through");
@@ -126,6 +127,36 @@ fn no_discard_of_anybody_else_gets_through_not_even_during_a_resize() {
     assert_eq!(used("rd0"), Some(0));
     assert_zero("rd0", &read("/dev/rd0", 0, 32 * MIB as usize));
     assert_whole();
+    // One that another program has suspended, or whose guard is suspended, is left to that program.
+    write("/dev/rd0", 0, &data);
+    export(&guest, "rd0/1");
+    for mapping in ["rd0".to_owned(), format!("rd0-{}", below("rd0").expect("a disk of brd"))] {
+        sh(&format!("dmsetup suspend {mapping}"));
+        let changes = [
+            "flushRapidDisk/rd0",
+            "resizeRapidDisk/rd0/48",
+            "resizeRapidDisk/rd0/16",
+            "lockRapidDisk/rd0",
+            "unlockRapidDisk/rd0",
+            "removeRapidDisk/rd0",
+            "createRapidDiskCache/rd0/sda/write-through",
+            "createNVMeTarget/rd0/1",
+            "removeNVMeTarget/rd0",
+        ];
+        let answers = changes.map(|change| guest.post(change));
+        let listed = guest.listed("rd0");
+        let stays_suspended = is_suspended(&mapping);
+        sh(&format!("dmsetup resume {mapping}"));
+        assert!(stays_suspended, "{mapping} was resumed");
+        assert_eq!(listed["size"], 32 * MIB);
+        for answer in answers {
+            answer.failure(409, &["suspended by another program", &format!("dmsetup resume {mapping}")]);
+        }
+        assert_same_data("rd0", &read("/dev/rd0", 0, data.len()), &data);
+    }
+    guest.change("removeNVMeTarget/rd0");
+    assert_whole();
+    guest.change("removeRapidDisk/rd0");
 }
 
 #[test]

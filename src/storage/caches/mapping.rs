@@ -3,7 +3,9 @@
 use crate::kernel::Root;
 use crate::kernel::dm::{self, Control, Info, Report};
 use crate::storage::error::{Cannot, Error, Result};
-pub use crate::storage::mapping::{control, exists_already, if_loaded, info_of, not_made, ours, uuid};
+pub use crate::storage::mapping::{
+    control, exists_already, if_loaded, info_of, not_made, ours, suspended, uuid,
+};
 use crate::storage::names::CacheName;
 use crate::storage::usage::{self, User};
 
@@ -15,14 +17,14 @@ pub fn info(control: &Control, name: &CacheName) -> Result<Info> {
 /// Refuses a mapping that another program has suspended: whatever reads or writes it would hang.
 pub fn check_running(control: &Control, name: &dm::Name) -> Result<()> {
     match info_of(control, name)? {
-        Some(info) if info.suspended => Err(Error::Conflict(format!(
-            "{name} was suspended by another program; resume it first: dmsetup resume {name}{}",
+        Some(info) if info.suspended => Err(suspended(
+            name,
             if is_cache_of_ours(name, &info) {
                 ", or restart rapiddiskd, which resumes its caches"
             } else {
                 ""
-            }
-        ))),
+            },
+        )),
         _ => Ok(()),
     }
 }

@@ -94,6 +94,11 @@ pub trait Driver: Send + Sync {
         Ok(())
     }
 
+    /// Refuses a disk that another program has suspended: whatever reads or writes it would hang.
+    fn check_running(&self, _root: &Root, _name: DiskName) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether nothing is in the place of a new disk's node that cannot be replaced.
     fn is_free(&self, root: &Root, name: DiskName) -> Result<bool>;
 

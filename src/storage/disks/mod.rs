@@ -242,13 +242,20 @@ impl Disks {
         }
     }
 
-    /// A RAM disk that must exist and that the caller holds. It has those of its parts again that others took
-    /// away.
+    /// A RAM disk that must exist and run, and that the caller holds. It has those of its parts again that others
+    /// took away.
     pub fn repaired(&self, name: DiskName) -> Result<Device<'_>> {
         let root = &self.machine.root;
         let repaired = self.drivers.iter().try_for_each(|driver| driver.repair(root, name));
         // What could not be repaired matters only if it is missed.
-        self.existing(name).map_err(|missing| repaired.err().unwrap_or(missing))
+        let disk = self.existing(name).map_err(|missing| repaired.err().unwrap_or(missing))?;
+        self.check_running(name)?;
+        Ok(disk)
+    }
+
+    /// Refuses a RAM disk that another program has suspended, if there is one of this name.
+    pub fn check_running(&self, name: DiskName) -> Result<()> {
+        self.drivers.iter().try_for_each(|driver| driver.check_running(&self.machine.root, name))
     }
 
     /// A RAM disk that must exist.

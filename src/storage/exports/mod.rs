@@ -189,10 +189,10 @@ impl Exports {
         self.machine.hold(vec![Key::Nvme, key])
     }
 
-    /// Refuses a cache that another program has suspended.
+    /// Refuses a volume that another program has suspended.
     fn check_running(&self, volume: &Volume) -> Result<()> {
         match volume {
-            Volume::Disk(_) => Ok(()),
+            Volume::Disk(name) => self.disks.check_running(*name),
             Volume::Cache(name) => self.caches.check_running(name),
         }
     }

@@ -30,7 +30,7 @@ use crate::storage::undo::Undo;
 use crate::storage::wait::retry_busy;
 use parts::{
     HEAD, KIND, Parts, all, below, check_room, clear, device_name, disk_mapping, end_of_data, failed, find,
-    free_number, keep_table, make_guard, page, put_to_use, release, table, while_suspended,
+    free_number, guard_mapping, keep_table, make_guard, page, put_to_use, release, table, while_suspended,
 };
 
 /// As many as the module `rapiddisk` takes.
@@ -115,6 +115,25 @@ impl Driver for Brd {
 
     fn repair(&self, root: &Root, name: DiskName) -> Result<()> {
         self.find(root, name)?.map_or(Ok(()), |device| link::repair(root, name, KIND, &device))
+    }
+
+    /// Its guard, too: the first page is behind it.
+    fn check_running(&self, root: &Root, name: DiskName) -> Result<()> {
+        match find(root, name).cannot(format_args!("look at {name}"))? {
+            None => return Ok(()),
+            Some(info) if info.suspended => {
+                return Err(mapping::suspended(name, ", or restart rapiddiskd, which resumes its RAM disks"));
+            }
+            Some(_) => {}
+        }
+        let control = mapping::control(root)?;
+        // One with another table has no guard.
+        let Ok((_, number)) = below(&control, name) else { return Ok(()) };
+        let guard = guard_mapping(name, number);
+        match mapping::info_of(&control, &guard)? {
+            Some(info) if info.suspended => Err(mapping::suspended(guard, "")),
+            _ => Ok(()),
+        }
     }
 
     fn is_free(&self, root: &Root, name: DiskName) -> Result<bool> {
