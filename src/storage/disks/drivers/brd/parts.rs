@@ -264,21 +264,25 @@ pub fn while_suspended<T>(
     change: impl FnOnce() -> T,
 ) -> kernel::Result<(T, Result<()>)> {
     let mapping = disk_mapping(name);
-    retry_busy(|| match control.info(&mapping)?.open_count {
+    let check_alone = || match control.info(&mapping)?.open_count {
         // The claim.
         0 | 1 => Ok(()),
         _ => Err(kernel::Error::new(format!("open {name}"), &Errno::BUSY.into())),
+    };
+    retry_busy(|| {
+        check_alone()?;
+        control.suspend(&mapping)?;
+        // Somebody may have opened it, and even written to it, meanwhile.
+        check_alone().or_else(|error| resume(control, &mapping).and(Err(error)))
     })?;
-    control.suspend(&mapping)?;
     let changed = change();
-    Ok((changed, resume(control, name)))
+    Ok((changed, resume(control, &mapping).cannot(format_args!("resume {name}"))))
 }
 
 /// Ends the suspension of a disk. The kernel forgets a table that it cannot put to use: the second attempt is one
 /// without it.
-fn resume(control: &Control, name: DiskName) -> Result<()> {
-    let mapping = disk_mapping(name);
-    control.resume(&mapping).or_else(|_| control.resume(&mapping)).cannot(format_args!("resume {name}"))
+fn resume(control: &Control, mapping: &dm::Name) -> kernel::Result<()> {
+    control.resume(mapping).or_else(|_| control.resume(mapping))
 }
 
 /// The failure of a change, and that the disk was left suspended if it was.
@@ -299,7 +303,7 @@ pub fn keep_table(root: &Root, control: &Control, disk: &Device<'_>, old: &[Targ
         false => control.load(&mapping, old),
     }
     .cannot(what)?;
-    resume(control, name)
+    resume(control, &mapping).cannot(format_args!("resume {name}"))
 }
 
 /// Where the data on `ramK` ends, from byte `start` to byte `end` of the disk.
