@@ -180,11 +180,13 @@ fn what_others_have_of_brd_is_left_to_them() {
     assert_zero("rd0", &read("/dev/rd0", 0, 8 * MIB as usize));
     assert_same_data("ram1026", &read("/dev/ram1026", 0, data.len()), &data);
     assert_same_data("ram1027", &read("/dev/ram1027", 4 * MIB, data.len()), &data);
-    // A mapping with the name of a disk that is none of ours.
+    // A mapping with the name of a disk that is none of ours: the next number is taken.
     sh("echo '0 2048 linear /dev/sda 0' | dmsetup create rd1");
-    guest.post("createRapidDisk/8").failure(409, &["rd1 exists already"]);
+    assert_eq!(guest.disk(8), "rd2");
+    assert_eq!(guest.listed("rd2")["driver"], "brd");
     guest.post("removeRapidDisk/rd1").failure(404, &["rd1"]);
     assert!(all_mappings().contains(&"rd1".to_owned()));
+    guest.change("removeRapidDisk/rd2");
     drop((_open, guest));
     let _alone = crate::support::begin();
     clean::unload();

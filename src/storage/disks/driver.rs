@@ -99,7 +99,7 @@ pub trait Driver: Send + Sync {
         Ok(())
     }
 
-    /// Whether nothing is in the place of a new disk's node that cannot be replaced.
+    /// Whether nothing is in the place of a new disk, or of its node, that cannot be replaced.
     fn is_free(&self, root: &Root, name: DiskName) -> Result<bool>;
 
     /// What its disks claim.

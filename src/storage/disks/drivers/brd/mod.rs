@@ -136,8 +136,13 @@ impl Driver for Brd {
         }
     }
 
+    /// Nor may another program have a mapping of its name.
     fn is_free(&self, root: &Root, name: DiskName) -> Result<bool> {
-        link::is_free(root, name, KIND)
+        let has_mapping = match mapping::if_loaded(root)? {
+            Some(control) => mapping::info_of(&control, &disk_mapping(name))?.is_some(),
+            None => false,
+        };
+        Ok(!has_mapping && link::is_free(root, name, KIND)?)
     }
 
     fn claims(&self, root: &Root) -> Result<Claims> {
