@@ -1,6 +1,7 @@
 //! What a disk of `brd` consists of: its names, its mappings and their tables, and its memory.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 
@@ -139,14 +140,19 @@ pub fn disk_of(root: &Root, device: &str) -> kernel::Result<Option<DiskName>> {
 
 /// Whether the driver can discard; `None` if the kernel makes none of its disks.
 pub fn can_discard(root: &Root, control: &Control) -> Result<Option<bool>> {
+    static PROBE: Mutex<()> = Mutex::new(());
     let ask = || brd::can_discard(root).cannot("ask what brd can do");
-    let known = ask()?;
-    if known.is_some() {
-        return Ok(known);
+    if let Some(known) = ask()? {
+        return Ok(Some(known));
+    }
+    // One request at a time: the others find the disk that the first one made.
+    let _alone = PROBE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = ask()? {
+        return Ok(Some(known));
     }
     // A first disk will tell. For the kernel to make it, a table that names it is enough.
     let probe = probe_mapping();
-    // Else another probe is at work.
+    // Else another daemon's probe is at work, or was left.
     if control.create(&probe, &uuid(&probe)).is_ok() {
         let made = control.load(&probe, &[linear(0, GUARDED, brd::dev(FIRST), HEAD)]);
         // A kernel without such a disk says so below. One without a label is not used again.
