@@ -67,12 +67,22 @@ fn a_disk_is_a_mapping_on_a_disk_of_brd_that_nobody_else_can_take() {
     assert!(!works("blkdiscard -l 1M /dev/ram1024"), "another has taken it");
     let resources = guest.read("listAllResources")["resources"][1]["volumes"].to_string();
     assert!(!resources.contains("dm-") && !resources.contains("ram"), "{resources}");
-    for source in ["ram1024", "dm-0", "mapper%2Frd0", "mapper%2Frd0-ram1024"] {
-        sh(
-            "cd /dev/mapper; for name in rd0 rd0-ram1024; do [ -e $name ] || ln -s ../$(basename /dev/dm-0) $name; done",
-        );
-        let status = guest.post(&format!("createRapidDiskCache/rd1/{source}/writeback")).status;
-        assert!([400, 409].contains(&status), "{source}: {status}");
+    // Neither the disk nor what it consists of is a source, by whichever name.
+    let mappings = ["rd0", "rd0-ram1024"];
+    for mapping in mappings {
+        sh(&format!("ln -sfn ../{} /dev/mapper/{mapping}", device(mapping)));
+    }
+    let create = |source: &str| format!("createRapidDiskCache/rd1/{source}/writeback");
+    for source in [&*device("rd0"), "mapper%2Frd0"] {
+        guest.refuses(&create(source), 400, &["is a RAM disk itself"]);
+    }
+    for source in [&*device("rd0-ram1024"), "mapper%2Frd0-ram1024"] {
+        guest.refuses(&create(source), 409, &["belongs to the RAM disk rd0"]);
+    }
+    // It is below both, and the first that the kernel names is in the answer.
+    guest.refuses(&create("ram1024"), 409, &["ram1024", "rd0", "remove that first"]);
+    for mapping in mappings {
+        sh(&format!("rm /dev/mapper/{mapping}"));
     }
     // One disk may be made by another driver.
     assert_eq!(guest.change("createRapidDisk/8?driver=loop")["device"], "rd2");
