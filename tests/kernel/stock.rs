@@ -271,10 +271,12 @@ fn looks_at_files(guest: &mut Guest) -> usize {
 fn a_change_looks_at_its_own_disk_alone() {
     let mut guest = loop_guest(&["--memory-limit", "200", "--workers", "2"]);
     guest.disk(1);
-    let beside_one = looks_at_files(&mut guest);
+    // While udev looks into a device, who uses it is looked for.
+    let least = |guest: &mut Guest| (0..5).map(|_| looks_at_files(guest)).min().expect("a number");
+    let beside_one = least(&mut guest);
     assert!(beside_one > 0);
     (1..30).for_each(|_| drop(guest.disk(1)));
-    assert_eq!(looks_at_files(&mut guest), beside_one);
+    assert_eq!(least(&mut guest), beside_one);
 }
 
 /// Has something happen to the daemon's system calls of this kind (strace's `inject`), until dropped.
