@@ -84,8 +84,11 @@ fn who_gets_the_device_of_a_removed_disk_gets_nothing_else_of_it() {
     guest.change("lockRapidDisk/rd0");
     guest.change("removeRapidDisk/rd0");
     assert!(!names(&format!("/sys/block/{device}")).contains(&format!("{device}p1")));
-    // Before it removes the device, too.
+    // It may have removed the device, too. Then the kernel makes it again for who opens the node.
     guest.daemon().kill();
+    settle();
+    let number = device.trim_start_matches("loop");
+    sh(&format!("[ -b /dev/{device} ] || mknod /dev/{device} b 7 {number}"));
     sh(&format!("truncate -s 8M /tmp/test/file && /usr/sbin/losetup /dev/{device} /tmp/test/file"));
     write(&format!("/dev/{device}"), 0, &noise(1, MIB as usize));
     // The next disk on this loop device is not read-only, and has no partitions.
