@@ -177,7 +177,7 @@ fn what_others_have_of_brd_is_left_to_them() {
     assert_eq!(held("ram1024"), PAGE as u64, "the label");
     // One is open, one is mapped, one has data but no label, and one has data beside the label.
     let data = noise(4, 8 * PAGE);
-    let _open = Process::start("exec sleep 1000 <>/dev/ram1024");
+    let _open = Process::asleep("<>/dev/ram1024");
     sh("echo '0 8 linear 1:1025 0' | dmsetup create other; echo '0 8 linear 1:1026 0' | dmsetup create gone");
     sh("dmsetup remove gone");
     write("/dev/ram1026", 0, &data);

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::life::promptly;
 use crate::support::data::{MIB, PAGE, assert_same_data, noise, read, write};
-use crate::support::kernel::{PATIENCE, eventually, held, mappings, ram_disks, settle};
+use crate::support::kernel::{PATIENCE, eventually, held, map, mappings, ram_disks, settle};
 use crate::support::{Guest, Reply, guest, guest_with, sh, sys};
 
 /// This many suspended sources, each with a writeback cache that holds data for it: the
@@ -16,9 +16,7 @@ struct Weak(u64);
 impl Weak {
     fn below_caches(guest: &Guest, count: u64) -> Weak {
         for n in 0..count {
-            sh(&format!("echo '0 8192 linear /dev/sda {}' | dmsetup create weak{n}", n * 8192));
-            settle();
-            sh(&format!("[ -e /dev/mapper/weak{n} ] || ln -s ../dm-{n} /dev/mapper/weak{n}"));
+            map(&format!("weak{n}"), &format!("0 8192 linear /dev/sda {}", n * 8192));
         }
         for n in 0..count {
             let disk = guest.disk(4);

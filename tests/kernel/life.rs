@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::support::data::{PAGE, Random, assert_same_data, noise, read, write};
 use crate::support::kernel::{
-    PATIENCE, attribute, eventually, held, holders, is_suspended, mappings, names, policies, ram_disks,
+    PATIENCE, attribute, eventually, held, holders, is_suspended, map, mappings, names, policies, ram_disks,
     settle, size,
 };
 use crate::support::{Client, Daemon, Guest, MIB, guest, meanwhile, sh, sys};
@@ -311,9 +311,7 @@ pub fn promptly<T>(what: &str, ask: impl FnOnce() -> T) -> T {
 #[test]
 fn a_change_that_hangs_in_the_kernel_holds_up_nobody_else() {
     let mut guest = guest();
-    sh("echo '0 65536 linear /dev/sda 0' | dmsetup create weak");
-    settle();
-    sh("[ -e /dev/mapper/weak ] || ln -s ../dm-0 /dev/mapper/weak");
+    map("weak", "0 65536 linear /dev/sda 0");
     guest.disk(8);
     guest.cache("rd0", "mapper%2Fweak", "writeback");
     let data = noise(1, 2 * MIB as usize);

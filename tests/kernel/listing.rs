@@ -6,7 +6,7 @@ use rapiddiskd::kernel::dm::Report;
 use serde_json::{Value, json};
 
 use crate::support::data::noise;
-use crate::support::kernel::{cache_driver, put, ram_driver, size, target};
+use crate::support::kernel::{cache_driver, dm_of, put, ram_driver, size, target};
 use crate::support::{Guest, MIB, PAGE, guest, sh, sys, write};
 
 fn devices(list: &[Value]) -> Vec<String> {
@@ -154,7 +154,7 @@ fn a_writeback_cache_has_the_newer_counters_too() {
     let count = |field: &str| stats[field].as_u64().expect("a number");
     assert_eq!(count("num_blocks") - count("num_free_blocks"), 200, "{stats}");
     assert!(count("num_read_cache_hits") >= 100, "{stats}");
-    assert_eq!(size("dm-0"), Some(64 * MIB));
+    assert_eq!(size(&dm_of(&cache)), Some(64 * MIB));
 }
 
 #[test]

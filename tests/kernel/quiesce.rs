@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::export::{export, guest_with_port, tree};
 use crate::support::data::{MIB, assert_same_data, noise, read, write};
-use crate::support::kernel::{Process, eventually, mappings, settle};
+use crate::support::kernel::{Process, eventually, map, mappings, settle};
 use crate::support::{Guest, guest, sh};
 
 /// Kills the daemon and quiesces, as when the machine is switched off. Returns how long it took.
@@ -59,7 +59,7 @@ fn a_cache_in_use_stays_with_its_data_written() {
     guest.cache("rd0", "sda", "writeback");
     let data = noise(8, 2 * MIB as usize);
     write("/dev/mapper/rc-wb_sda", MIB, &data);
-    let _user = Process::start("exec sleep 1000 </dev/mapper/rc-wb_sda");
+    let _user = Process::asleep("</dev/mapper/rc-wb_sda");
     settle();
     let (output, _) = quiesce(&mut guest);
     assert_eq!(output.status.code(), Some(1));
@@ -71,9 +71,7 @@ fn a_cache_in_use_stays_with_its_data_written() {
 #[test]
 fn a_source_that_hangs_holds_up_nothing_but_itself() {
     let mut guest = guest();
-    sh("echo '0 131072 linear /dev/sda 0' | dmsetup create slow");
-    settle();
-    sh("[ -e /dev/mapper/slow ] || ln -s ../dm-0 /dev/mapper/slow");
+    map("slow", "0 131072 linear /dev/sda 0");
     let data = noise(9, 2 * MIB as usize);
     for (disk, source, name) in [("rd0", "mapper%2Fslow", "slow"), ("rd1", "sdb", "sdb")] {
         guest.disk(16);

@@ -1,12 +1,13 @@
 //! Which devices can be the source of a cache, and which cannot.
 
-use std::fs;
 use std::path::Path;
 
 use serde_json::json;
 
 use crate::support::data::{assert_same_data, noise, read, write};
-use crate::support::kernel::{cache_driver, eventually, is_stock, mappings, names, policies, settle, size};
+use crate::support::kernel::{
+    cache_driver, dm_of, eventually, is_stock, map, mappings, names, policies, settle, size,
+};
 use crate::support::{Guest, MIB, PAGE, guest, sh};
 
 /// Gives a disk one partition, in sectors.
@@ -50,7 +51,7 @@ pub fn assert_cacheable(guest: &Guest, disk_mib: u64, source: &str, policies: &[
         let disk = guest.disk(disk_mib);
         let cache = guest.cache(&disk, source, policy);
         let node = format!("/dev/mapper/{cache}");
-        assert_eq!(size(&dm_of(&node)), Some(bytes), "{policy} of {source}");
+        assert_eq!(size(&dm_of(&cache)), Some(bytes), "{policy} of {source}");
         let after = noise(seed, 24 * PAGE);
         for (i, &place) in places.iter().enumerate() {
             let was = &before[i * PAGE..][..PAGE];
@@ -75,11 +76,6 @@ pub fn assert_cacheable(guest: &Guest, disk_mib: u64, source: &str, policies: &[
         assert_same_data("the last sector", &read(&device, end, 512), &noise(900 + seed, 512));
         guest.change(&format!("removeRapidDisk/{disk}"));
     }
-}
-
-fn dm_of(node: &str) -> String {
-    let path = fs::canonicalize(node).unwrap_or_else(|error| panic!("{node}: {error}"));
-    path.file_name().expect("a name").to_string_lossy().into_owned()
 }
 
 #[test]
@@ -123,11 +119,7 @@ fn a_loop_device_is_cached() {
 #[test]
 fn a_mapping_is_cached_by_its_name_below_dev_mapper() {
     let guest = guest();
-    sh("echo '0 65536 linear /dev/sda 2048' | dmsetup create vg0-home");
-    settle();
-    sh(
-        "[ -e /dev/mapper/vg0-home ] || ln -s ../$(basename $(readlink /sys/dev/block/$(dmsetup info -c --noheadings -o major,minor vg0-home))) /dev/mapper/vg0-home",
-    );
+    map("vg0-home", "0 65536 linear /dev/sda 2048");
     assert_cacheable(&guest, 8, "mapper%2Fvg0-home", policies());
     let disk = guest.disk(8);
     assert_eq!(guest.cache(&disk, "mapper%2Fvg0-home", "write-through"), "rc-wt_vg0-home");
@@ -212,9 +204,7 @@ fn what_is_no_block_device_is_no_source() {
 #[test]
 fn two_sources_of_the_same_last_name_do_not_share_a_cache_name() {
     let guest = guest();
-    sh("echo '0 65536 linear /dev/sdb 0' | dmsetup create sda");
-    settle();
-    sh("[ -e /dev/mapper/sda ] || ln -s ../dm-0 /dev/mapper/sda");
+    map("sda", "0 65536 linear /dev/sdb 0");
     let (one, two) = (guest.disk(8), guest.disk(8));
     guest.cache(&one, "mapper%2Fsda", "write-through");
     guest.refuses(&format!("createRapidDiskCache/{two}/sda/write-through"), 409, &["rc-wt_sda"]);
@@ -267,9 +257,7 @@ fn what_a_list_or_the_kernel_calls_a_source_is_taken() {
     guest.refuses(&path, 409, &["rc-wt_my_disk", "in front of mapper/my_disk"]);
     remove("rc-wt_my_disk");
     // It is named as it was asked for, and not by the name that the kernel has for it.
-    sh(
-        "blockdev --setro /dev/$(basename $(readlink /sys/dev/block/$(dmsetup info -c --noheadings -o major,minor my_disk)))",
-    );
+    sh(&format!("blockdev --setro /dev/{}", dm_of("my_disk")));
     guest.refuses(
         &format!("createRapidDiskCache/{disk}/mapper%2Fmy_disk/write-through"),
         409,

@@ -9,10 +9,10 @@ use rustix::fs::OFlags;
 use serde_json::json;
 
 use crate::quiesce::quiesce;
-use crate::support::data::{MIB, assert_same_data, assert_zero, noise, read, write};
+use crate::support::data::{MIB, PAGE, assert_same_data, assert_zero, noise, read, write};
 use crate::support::kernel::{
-    POOL, Process, all_mappings, attribute, device, eventually, loops, mappings, names, settle, size, used,
-    works,
+    POOL, Process, all_mappings, attribute, device, eventually, loops, map, mappings, names, settle, size,
+    used, works,
 };
 use crate::support::{Guest, clean, guest, guest_after, guest_with, sh, sys};
 
@@ -205,10 +205,8 @@ fn what_others_take_from_a_disk_is_shown_and_put_right_by_the_next_change() {
     }
     // A device that would be detached by the next who closes it stays.
     guest.disk(8);
-    let opener = Process::start("exec sleep 1000 </dev/rd0");
-    let node = format!("/dev/{}", device("rd0"));
-    eventually("rd0 is open", || sh(&format!("ls -l /proc/{}/fd", opener.pid())).contains(&node));
-    sh(&format!("/usr/sbin/losetup -d {node}"));
+    let opener = Process::asleep("</dev/rd0");
+    sh(&format!("/usr/sbin/losetup -d /dev/{}", device("rd0")));
     guest.change("unlockRapidDisk/rd0");
     drop(opener);
     assert_whole();
@@ -424,22 +422,28 @@ fn without_either_module_it_says_which_to_load() {
     }
 }
 
-/// Each write takes 16 s and each flush 10 s, and there is more than one: together they take longer
-/// than the daemon waits for a device that makes no progress.
+/// One source takes 16 s for its data, another one 36 s, writes and flushes together. That is longer than the
+/// daemon waits without progress, but something is done every 20 s.
 #[test]
 fn a_slow_source_gets_the_time_that_its_data_takes() {
     let mut guest = guest();
-    sh("echo '0 131072 delay /dev/sda 0 0 /dev/sda 0 16000 /dev/sda 0 10000' | dmsetup create slow");
-    settle();
-    sh("[ -e /dev/mapper/slow ] || ln -s ../dm-0 /dev/mapper/slow");
-    guest.disk(16);
-    guest.cache("rd0", "mapper%2Fslow", "writeback");
-    let data = noise(11, 2 * MIB as usize);
-    write("/dev/mapper/rc-wb_slow", MIB, &data);
+    // Few enough to be written and flushed at once.
+    let data = noise(11, 64 * PAGE);
+    for (source, write_ms, flush_ms) in [("sda", 2000, 14000), ("sdb", 20000, 16000)] {
+        let to = |delay: u32| format!("/dev/{source} 0 {delay}");
+        map(
+            &format!("slow-{source}"),
+            &format!("0 131072 delay {} {} {}", to(0), to(write_ms), to(flush_ms)),
+        );
+        let cache = guest.cache(&guest.disk(16), &format!("mapper%2Fslow-{source}"), "writeback");
+        write(&format!("/dev/mapper/{cache}"), MIB, &data);
+    }
     settle();
     let (output, time) = quiesce(&mut guest);
     assert!(output.status.success(), "{output:?}");
     assert!(time > Duration::from_secs(31), "it was through after {time:?} already");
-    assert_eq!(mappings(), ["slow"]);
-    assert_same_data("the source", &read("/dev/sda", MIB, data.len()), &data);
+    assert_eq!(mappings(), ["slow-sda", "slow-sdb"]);
+    for source in ["sda", "sdb"] {
+        assert_same_data(source, &read(&format!("/dev/{source}"), MIB, data.len()), &data);
+    }
 }

@@ -4,7 +4,7 @@
 use crate::export::{export, guest_with_port};
 use crate::quiesce::quiesce;
 use crate::support::data::{MIB, assert_same_data, noise, read, write};
-use crate::support::kernel::{all_mappings, is_suspended, mappings, settle};
+use crate::support::kernel::{all_mappings, is_suspended, map, mappings, settle};
 use crate::support::{guest, guest_with, sh};
 
 /// Resumes all mappings, also if a test fails: what uses a suspended one would hang for ever.
@@ -52,9 +52,7 @@ fn a_cache_that_is_suspended_is_neither_removed_nor_exported() {
 fn a_source_and_a_part_that_are_suspended_are_not_waited_for() {
     let guest = guest_with(&["--cache-driver", "dm-cache"]);
     guest.disk(8);
-    sh("echo '0 65536 linear /dev/sda 0' | dmsetup create weak");
-    settle();
-    sh("[ -e /dev/mapper/weak ] || ln -s ../dm-0 /dev/mapper/weak");
+    map("weak", "0 65536 linear /dev/sda 0");
     let _resumed = Resumed;
     sh("dmsetup suspend weak");
     for policy in ["write-through", "writeback"] {

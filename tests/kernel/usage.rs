@@ -1,9 +1,6 @@
 //! Nothing is taken away while somebody uses it, and the refusal says who uses it: for RAM
 //! disks, for sources of caches, and for caches.
 
-use std::fs;
-use std::path::Path;
-
 use crate::support::data::{noise, read, write};
 use crate::support::kernel::{
     self, Mapped, Process, device, eventually, mounted_out_of_sight, put, settle, size,
@@ -271,25 +268,22 @@ fn what_a_process_has_open_is_left_alone_and_the_process_named() {
     let guest = guest();
     guest.disk(16);
     for how in ["<", ">", "<>"] {
-        let reader = Process::start(&format!("exec sleep 1000 {how}/dev/rd0"));
-        let node = format!("/dev/{}", device("rd0"));
-        let is_open = || sh(&format!("ls -l /proc/{}/fd", reader.pid())).contains(&node);
-        eventually("rd0 is open", is_open);
+        let reader = Process::asleep(&format!("{how}/dev/rd0"));
         let pid = format!("pid {}", reader.pid());
         assert_disk_is_kept(&guest, "rd0", &["open in sleep", &pid]);
         drop(reader);
         settle();
         guest.change("flushRapidDisk/rd0");
     }
-    let reader = Process::start("exec sleep 1000 </dev/sda");
-    eventually("sda is open", || sh(&format!("ls -l /proc/{}/fd", reader.pid())).contains("/dev/sda"));
+    let reader = Process::asleep("</dev/sda");
     assert_source_is_kept(&guest, "sda", &["open in sleep", &format!("pid {}", reader.pid())]);
     drop(reader);
     guest.cache("rd0", "sda", "writeback");
-    let reader = Process::start("exec sleep 1000 <>/dev/mapper/rc-wb_sda");
-    eventually("the cache is open", || sh(&format!("ls -lL /proc/{}/fd", reader.pid())).contains("brw"));
+    let reader = Process::asleep("<>/dev/mapper/rc-wb_sda");
     guest.refuses("removeRapidDiskCache/rc-wb_sda", 409, &["rc-wb_sda", "open in sleep"]);
     drop(reader);
+    // udev looks at what was open for writing.
+    settle();
     guest.change("removeRapidDiskCache/rc-wb_sda");
 }
 
@@ -314,10 +308,7 @@ fn what_was_unmounted_lazily_or_is_swap_at_a_lost_node_is_left_alone_and_said_as
     guest.disk(16);
     // Read-only, so that the file system itself writes nothing.
     READ_ONLY_MOUNT.start("rd0");
-    let user = Process::start("cd /mnt; exec sleep 1000");
-    let is_there =
-        || fs::read_link(format!("/proc/{}/cwd", user.pid())).is_ok_and(|cwd| cwd == Path::new("/mnt"));
-    eventually("it is used", is_there);
+    let user = Process::start("cd /mnt && exec sleep 1000").until_asleep();
     sh("umount -l /mnt");
     let pid = format!("(pid {})", user.pid());
     assert_disk_is_kept(&guest, "rd0", &["unmounted lazily", &pid]);

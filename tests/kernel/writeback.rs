@@ -6,7 +6,9 @@ use std::path::Path;
 use rapiddiskd::kernel::dm::Report;
 
 use crate::support::data::{PAGE, Random, assert_same_data, fingerprint, noise, read, write};
-use crate::support::kernel::{Process, attribute, eventually, is_suspended, mappings, put, settle, target};
+use crate::support::kernel::{
+    Process, attribute, eventually, is_suspended, map, mappings, put, settle, target,
+};
 use crate::support::{Guest, MIB, guest, guest_with, sh, sys};
 
 /// How many blocks have not been written to the source yet.
@@ -70,8 +72,7 @@ fn a_cache_that_is_open_keeps_what_it_holds() {
     settle();
     let dirty_before = dirty(&guest, "rc-wb_sda");
     assert!(dirty_before > 0);
-    let reader = Process::start("exec sleep 1000 </dev/mapper/rc-wb_sda");
-    eventually("it is open", || sh(&format!("ls -lL /proc/{}/fd", reader.pid())).contains("brw"));
+    let reader = Process::asleep("</dev/mapper/rc-wb_sda");
     guest.refuses("removeRapidDiskCache/rc-wb_sda", 409, &["rc-wb_sda", "open in sleep"]);
     assert!(!is_suspended("rc-wb_sda"));
     assert_same_data("the cache", &read("/dev/mapper/rc-wb_sda", 0, data.len()), &data);
@@ -82,9 +83,7 @@ fn a_cache_that_is_open_keeps_what_it_holds() {
 
 /// A source of 32 MiB that can be made to fail.
 fn failing_source() {
-    sh("echo '0 65536 linear /dev/sda 0' | dmsetup create weak");
-    settle();
-    sh("[ -e /dev/mapper/weak ] || ln -s ../dm-0 /dev/mapper/weak");
+    map("weak", "0 65536 linear /dev/sda 0");
 }
 
 fn reload(table: &str) {
@@ -220,8 +219,7 @@ fn a_cache_whose_source_was_pulled_out_is_given_up_only_if_the_call_says_so() {
         assert_eq!(sh(&format!("basename $(readlink /sys/dev/block/{dev})")), "sda");
         assert_eq!(guest.caches()[0]["source"], dev.as_str());
     }
-    let reader = Process::start("exec sleep 1000 </dev/mapper/rc-wb_sdc");
-    eventually("it is open", || sh(&format!("ls -lL /proc/{}/fd", reader.pid())).contains("brw"));
+    let reader = Process::asleep("</dev/mapper/rc-wb_sdc");
     guest.post("removeRapidDiskCache/rc-wb_sdc?discard=1").failure(409, &["rc-wb_sdc", "open in sleep"]);
     drop(reader);
     let made = guest.change("removeRapidDiskCache/rc-wb_sdc?discard=1");
@@ -254,9 +252,7 @@ fn a_disk_with_unwritten_data_of_another_cache_is_refused() {
     let guest = guest();
     guest.disk(16);
     // As if another program had made and removed a cache.
-    sh("echo '0 131072 writecache s /dev/sda /dev/rd0 4096 0' | dmsetup create other");
-    settle();
-    sh("[ -e /dev/mapper/other ] || ln -s ../dm-0 /dev/mapper/other");
+    map("other", "0 131072 writecache s /dev/sda /dev/rd0 4096 0");
     write("/dev/mapper/other", 0, &noise(6, 64 * PAGE));
     settle();
     sh("dmsetup remove --retry other");

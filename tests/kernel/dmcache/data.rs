@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{ALL, CACHE, CREATE, NODE, REMOVE, assert_there, forced, heat};
 use crate::support::data::{assert_same_data, fingerprint, noise, read, try_write, write};
-use crate::support::kernel::settle;
+use crate::support::kernel::{map, settle};
 use crate::support::{MIB, PAGE, sh, sys};
 
 /// What the source has read, in sectors.
@@ -18,9 +18,8 @@ fn source_reads() -> u64 {
 #[test]
 fn what_is_read_again_comes_from_memory() {
     let guest = forced();
-    sh("modprobe dm-delay; echo '0 131072 delay /dev/sda 0 10' | dmsetup create slow");
-    settle();
-    sh("[ -e /dev/mapper/slow ] || ln -s ../dm-0 /dev/mapper/slow");
+    sh("modprobe dm-delay");
+    map("slow", "0 131072 delay /dev/sda 0 10");
     let data = noise(1, 2 * MIB as usize);
     write("/dev/sda", 8 * MIB, &data);
     guest.disk(16);

@@ -4,11 +4,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{ALL, CACHE, CREATE, NODE, REMOVE, assert_there, dm_of, forced};
+use super::{ALL, CACHE, CREATE, REMOVE, assert_there, dm_of, forced};
 use crate::support::data::{Random, assert_same_data, assert_zero, fingerprint, noise, read, write};
-use crate::support::kernel::{
-    Process, all_mappings, eventually, mounted_out_of_sight, put, ram_disks, settle,
-};
+use crate::support::kernel::{Process, all_mappings, mounted_out_of_sight, put, ram_disks, settle};
 use crate::support::{Client, MIB, PAGE, sh, sys};
 
 #[test]
@@ -41,18 +39,14 @@ fn each_step_that_fails_is_undone() {
     assert_same_data("the first block", &read("/dev/rd0", 0, PAGE), &noise(1, PAGE));
     // A removal that the kernel refuses leaves the cache running.
     guest.change(CREATE);
-    let dm = dm_of(NODE);
+    let dm = dm_of(CACHE);
     let hidden = mounted_out_of_sight(&dm, "");
     guest.post(REMOVE).failure(409, &[CACHE]);
     drop(hidden);
     assert_there(&guest, &ALL);
     // A part of the cache is open: the removal is refused as well.
     for part in &ALL[..2] {
-        let dm = sh(&format!(
-            "basename $(readlink /sys/dev/block/$(dmsetup info -c --noheadings -o major,minor {part}))"
-        ));
-        let user = Process::start(&format!("exec sleep 1000 </dev/{dm}"));
-        eventually("the part is open", || sh(&format!("ls -l /proc/{}/fd", user.pid())).contains(&dm));
+        let user = Process::asleep(&format!("</dev/{}", dm_of(part)));
         guest.refuses(REMOVE, 409, &[part, "open in sleep"]);
         drop(user);
     }

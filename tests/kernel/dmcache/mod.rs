@@ -7,12 +7,10 @@ mod parts;
 mod rapiddisk;
 mod sources;
 
-use std::fs;
-
 use serde_json::json;
 
 use crate::support::data::read;
-use crate::support::kernel::{all_mappings, eventually, is_suspended, names, settle, size};
+use crate::support::kernel::{all_mappings, dm_of, eventually, is_suspended, names, settle, size};
 use crate::support::{Client, Guest, MIB, guest_with};
 
 const FORCED: [&str; 2] = ["--cache-driver", "dm-cache"];
@@ -37,7 +35,7 @@ fn assert_there(client: &Client, wanted: &[&str]) {
     let nodes: Vec<_> = names("/dev/mapper").into_iter().filter(|name| name != "control").collect();
     assert_eq!(nodes, &[CACHE][..usize::from(is_cached)]);
     if is_cached {
-        assert_eq!(size(&dm_of(NODE)), size("sda"));
+        assert_eq!(size(&dm_of(CACHE)), size("sda"));
     }
 }
 
@@ -48,8 +46,4 @@ fn heat(client: &Client) {
         read(NODE, 0, MIB as usize);
         client.stats(CACHE)["promotions"].as_u64() >= Some(16)
     });
-}
-
-fn dm_of(node: &str) -> String {
-    fs::canonicalize(node).expect("the node").file_name().expect("a name").to_string_lossy().into_owned()
 }

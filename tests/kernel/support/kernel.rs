@@ -45,6 +45,18 @@ impl Process {
         Process(child.unwrap_or_else(|error| panic!("{command}: {error}")))
     }
 
+    /// `sleep` with these redirections, which the shell has made by now.
+    pub fn asleep(redirections: &str) -> Process {
+        Process::start(&format!("exec sleep 1000 {redirections}")).until_asleep()
+    }
+
+    /// Waits for a command that ends with `exec sleep`: all before it is done, and the process has that name.
+    pub fn until_asleep(self) -> Process {
+        let name = format!("/proc/{}/comm", self.pid());
+        eventually("the process sleeps", || sys(&name).is_some_and(|name| name == "sleep"));
+        self
+    }
+
     /// The process id of the command, if the command was started with `exec`.
     pub fn pid(&self) -> u32 {
         self.0.id()
@@ -88,12 +100,9 @@ impl Drop for Mapped {
 /// the daemon cannot see it. Unmounted when dropped.
 pub fn mounted_out_of_sight(disk: &str, options: &str) -> Process {
     sh(&format!("mke2fs -q -F -O ^has_journal /dev/{disk}"));
-    let hidden = Process::start(&format!(
-        "exec unshare -m sh -c 'mount -t ext4 {options} /dev/{disk} /mnt; exec sleep 1000'"
-    ));
-    let mounts = format!("/proc/{}/mounts", hidden.pid());
-    eventually("mounted out of sight", || sys(&mounts).unwrap_or_default().contains(&format!("/dev/{disk}")));
-    hidden
+    let command =
+        format!("exec unshare -m sh -c 'mount -t ext4 {options} /dev/{disk} /mnt && exec sleep 1000'");
+    Process::start(&command).until_asleep()
 }
 
 /// The text of a file of procfs or sysfs, without the white space around it.
@@ -251,6 +260,19 @@ pub fn settle() {
 /// not loaded.
 pub fn dm() -> Option<Control> {
     Control::open(&Root::new("/")).ok()
+}
+
+/// Makes a mapping with this table, and the node of it where udev does not make one.
+pub fn map(name: &str, table: &str) {
+    sh(&format!("echo '{table}' | dmsetup create {name}"));
+    settle();
+    sh(&format!("[ -e /dev/mapper/{name} ] || ln -s ../{} /dev/mapper/{name}", dm_of(name)));
+}
+
+/// The device of a mapping, such as `dm-0`.
+pub fn dm_of(mapping: &str) -> String {
+    let number = format!("$(dmsetup info -c --noheadings -o major,minor {mapping})");
+    sh(&format!("basename $(readlink /sys/dev/block/{number})"))
 }
 
 /// The names of all mappings, without those that are parts of a cache that exists, and without RAM disks.
