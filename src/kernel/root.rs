@@ -1,6 +1,7 @@
 //! Where the kernel's file systems are found, and how their small text files are read.
 
 use std::fs::File;
+use std::hint::black_box;
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,6 +15,19 @@ use super::{Error, Result};
 /// The largest kernel text that is read into memory, in bytes. A busy host's
 /// `mountinfo` is far below it.
 const TEXT_MAX: u64 = 16 << 20;
+
+/// What one thing in a list takes in all, in bytes: its name, what is read of it, and its place in an answer.
+const PER_THING: usize = 2 << 10;
+
+/// Whether there is memory for all that is made of a list of so many things. That is many small pieces, and a
+/// program ends that does not get one of them. ENOMEM: there is not.
+pub fn room_for(things: usize) -> std::result::Result<(), Errno> {
+    let mut room: Vec<u8> = Vec::new();
+    room.try_reserve_exact(things.saturating_mul(PER_THING)).map_err(|_| Errno::NOMEM)?;
+    // Else the compiler sees that nobody uses it, and takes none.
+    black_box(room.as_ptr());
+    Ok(())
+}
 
 /// Where the kernel's file systems are found: `/` in life, a directory in tests.
 #[derive(Clone, Debug)]
@@ -114,6 +128,7 @@ impl Dir {
                 names.push(name.to_owned());
             }
         }
+        room_for(names.len()).map_err(context)?;
         Ok(names)
     }
 
@@ -182,6 +197,14 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    #[test]
+    fn there_is_room_for_as_much_as_there_is_memory() {
+        assert_eq!(room_for(0), Ok(()));
+        assert_eq!(room_for(1000), Ok(()));
+        assert_eq!(room_for(1 << 40), Err(Errno::NOMEM));
+        assert_eq!(room_for(usize::MAX), Err(Errno::NOMEM));
+    }
 
     #[test]
     fn only_the_line_end_is_no_part_of_an_attribute() {

@@ -1,5 +1,6 @@
 //! How the lists show NVMe targets that somebody made in configfs.
 
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::json;
 
 use crate::export;
@@ -25,6 +26,31 @@ fn configure(script: &str) {
 /// A script that makes port 1 on the loopback.
 const PORT: &str = "mkdir ports/1; cd ports/1; echo tcp >addr_trtype; echo ipv4 >addr_adrfam
     echo 127.0.0.1 >addr_traddr; echo 4420 >addr_trsvcid; cd ../..;";
+
+/// Lets the address space of a process grow by so many bytes, or without end.
+fn limit_growth(pid: u32, growth: Option<u64>) {
+    let status = sys(&format!("/proc/{pid}/status")).expect("the process");
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).expect("its size");
+    let size: u64 = size.trim().trim_end_matches(" kB").parse().expect("a number");
+    let limit = Rlimit { current: growth.map(|growth| size * 1024 + growth), maximum: None };
+    prlimit(Pid::from_raw(pid as i32), Resource::As, limit).expect("the limit");
+}
+
+#[test]
+fn a_list_for_which_there_is_no_memory_is_refused_and_nothing_else_happens() {
+    let mut guest = guest_with_targets();
+    let pid = guest.daemon().pid();
+    let each = |command: &str| configure(&format!("cd subsystems; seq 2000 | sed {command}"));
+    each("'s:.*:nqn.& nqn.&/namespaces/1:' | xargs mkdir");
+    limit_growth(pid, Some(1 << 20));
+    for _ in 0..3 {
+        guest.get("listAllNVMeTargets").failure(503, &["memory"]);
+    }
+    limit_growth(pid, None);
+    let all = guest.read("listAllNVMeTargets");
+    assert_eq!(all["targets"][0]["nvmet_targets"].as_array().map(Vec::len), Some(2000));
+    each("'s:.*:nqn.&/namespaces/1 nqn.&:' | xargs rmdir");
+}
 
 #[test]
 fn targets_are_listed_with_hosts_and_ports_in_both_shapes() {

@@ -17,6 +17,7 @@ pub use buffer::{Listed, Target};
 pub use name::{NAME_MAX, Name};
 
 use super::block::Dev;
+use super::root::room_for;
 use super::{Error, Result, Root};
 use buffer::{Buffer, HEADER, Subject};
 
@@ -26,6 +27,9 @@ pub const UUID_MAX: usize = 128;
 /// Room for an answer at first, and the most it is ever given, in bytes.
 const FIRST_SIZE: usize = 4 << 10;
 const LAST_SIZE: usize = 16 << 20;
+
+/// The least bytes of a device in a list (`struct dm_name_list` with a short name).
+const LISTED_SIZE: usize = 24;
 
 // Flags of `struct dm_ioctl`.
 const SUSPEND: u32 = 1 << 1;
@@ -113,8 +117,9 @@ impl Control {
 
     /// All mapped devices.
     pub fn list(&self) -> Result<Vec<Listed>> {
-        let answer = self.call(Command::ListDevices, 0, &Subject::Driver, &[])?;
-        Ok(buffer::parse_list(&payload(&answer)?))
+        let answer = payload(&self.call(Command::ListDevices, 0, &Subject::Driver, &[])?)?;
+        room_for(answer.len() / LISTED_SIZE).map_err(no_memory)?;
+        Ok(buffer::parse_list(&answer))
     }
 
     /// The target types the kernel has at the moment.
@@ -214,7 +219,11 @@ impl Control {
 }
 
 fn payload(answer: &Buffer) -> Result<Vec<u8>> {
-    answer.payload().map_err(|errno| Error::new("device-mapper's answer", &errno.into()))
+    answer.payload().map_err(no_memory)
+}
+
+fn no_memory(errno: Errno) -> Error {
+    Error::new("device-mapper's answer", &errno.into())
 }
 
 fn describe(command: Command, subject: &Subject<'_>) -> String {
