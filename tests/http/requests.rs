@@ -4,6 +4,7 @@ use crate::access::PATIENCE;
 use crate::daemon::*;
 use crate::stub::DOCUMENT;
 use rapiddiskd::http::Limits;
+use std::sync::atomic::Ordering;
 
 #[test]
 fn requests_are_answered_by_workers_and_at_once() {
@@ -223,6 +224,8 @@ fn a_panic_is_answered_with_500_and_costs_nothing_else() {
             assert_eq!(client.reply().status, 500, "{target}");
         }
     }
+    // Workers, and the thread that serves all connections.
+    assert!(daemon.seen.by_io_thread.load(Ordering::SeqCst) > 0);
     client.send("GET /after HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(client.reply().body, "GET /after");
 }

@@ -25,6 +25,8 @@ pub struct Seen {
     pub at_gate: AtomicUsize,
     /// Pieces that were made.
     pub pieces: AtomicUsize,
+    /// Reads that an I/O thread carried out itself.
+    pub by_io_thread: AtomicUsize,
     /// Orders that the program's part of the I/O thread took.
     pub orders: AtomicUsize,
 }
@@ -69,18 +71,17 @@ impl Service for Stub {
     fn route(&self, method: &Method, target: &str) -> Call<Action> {
         self.seen.routed.lock().unwrap().push(target.to_owned());
         assert_ne!(target, "/panic-in-routing");
-        let class = match target.split('/').nth(1) {
-            _ if *method == Method::Post => Class::Change,
-            Some("instant") => Class::Instant,
-            Some("public") => Class::Public,
-            _ => Class::Read,
-        };
+        let class = class(method, target);
         let body = if target.starts_with("/document") { DOCUMENT } else { 0 };
         Call { action: Action { method: method.clone(), target: target.to_owned() }, class, body }
     }
 
     fn answer(&self, action: &Action, body: &[u8]) -> Response {
         let target = action.target.as_str();
+        let on_io_thread = thread::current().name().is_some_and(|name| name.starts_with("io-"));
+        if on_io_thread && class(&action.method, target) == Class::Read {
+            self.seen.by_io_thread.fetch_add(1, Ordering::SeqCst);
+        }
         if target.ends_with("/panic") {
             panic!("a handler's fault");
         }
@@ -105,6 +106,15 @@ impl Service for Stub {
     fn refusal(&self, status: u16, message: &str) -> Response {
         assert_ne!(message, "");
         plain(status, message.to_owned())
+    }
+}
+
+fn class(method: &Method, target: &str) -> Class {
+    match target.split('/').nth(1) {
+        _ if *method == Method::Post => Class::Change,
+        Some("instant") => Class::Instant,
+        Some("public") => Class::Public,
+        _ => Class::Read,
     }
 }
 
