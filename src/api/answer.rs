@@ -10,8 +10,8 @@ use crate::http::Response;
 const JSON: &str = "application/json";
 
 /// The body where there is no memory for the one that was meant.
-const NO_MEMORY: &str =
-    "{\"message\":\"there is no memory for the answer at the moment; try again\",\"status\":\"Failed\"}\n";
+const NO_MEMORY: &str = "{\"message\":\"there is no memory for the answer at the moment; a change may have been made: look \
+                         before you try again\",\"status\":\"Failed\"}\n";
 
 /// An answer with a JSON body. A list can be long: without memory for it the answer is a 503.
 pub fn json(status: u16, body: &Value) -> Response {

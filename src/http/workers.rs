@@ -173,7 +173,8 @@ fn guard<T>(make: impl FnOnce() -> T) -> Option<T> {
 
 pub(super) const PANICKED: &str = "The daemon failed while it answered this request; its log says more.";
 
-const NO_MEMORY: &str = "There is no memory for this answer at the moment; try again.";
+const NO_MEMORY: &str = "There is no memory for this answer at the moment. A change may have been \
+                         made: look before you try again.";
 
 struct Queue<A> {
     jobs: VecDeque<Queued<A>>,

@@ -251,18 +251,31 @@ pub fn open(root: &Root, name: &str, mode: Mode) -> Result<File> {
     match (opened, dev) {
         (Ok((file, found)), Some(dev)) if found == Some(dev) => Ok(file),
         (Err(error), Some(dev)) if !error.is_gone() || dev_of_node(&path)? == Some(dev) => Err(error),
-        (_, Some(dev)) => {
-            // Left by one that was killed, or in use by another thread: it leads to the same device.
-            let path = root.path("dev").join(format!(".rapiddiskd-{dev}"));
-            make_node_at(&path, dev)
-                .or_else(|error| if error.is(Errno::EXIST) { Ok(()) } else { Err(error) })?;
-            let opened = open_node(&path, mode);
-            let _ = fs::remove_file(&path);
-            opened.map(|(file, _)| file)
-        }
+        (_, Some(dev)) => open_beside(&root.path("dev").join(format!(".rapiddiskd-{dev}")), dev, mode),
         (opened, None) => Err(opened
             .err()
             .unwrap_or_else(|| Error::new(format!("open {}", path.display()), &Errno::NXIO.into()))),
+    }
+}
+
+/// Opens a device by a node that is made for it.
+fn open_beside(path: &Path, dev: Dev, mode: Mode) -> Result<File> {
+    let mut attempts = 0..100;
+    loop {
+        let made = make_node_at(path, dev);
+        // Left by one that was killed, or in use by another thread: it leads to the same device.
+        let is_others = made.as_ref().is_err_and(|error| error.is(Errno::EXIST));
+        if !is_others {
+            made?;
+        }
+        let opened = open_node(path, mode);
+        // The other thread was done with it before it was opened here.
+        let is_gone = opened.as_ref().is_err_and(|error| error.is(Errno::NOENT));
+        if is_others && is_gone && attempts.next().is_some() {
+            continue;
+        }
+        let _ = fs::remove_file(path);
+        return opened.map(|(file, _)| file);
     }
 }
 

@@ -165,6 +165,15 @@ fn no_discard_of_anybody_else_gets_through_not_even_during_a_resize() {
         assert_same_data("rd0", &read("/dev/rd0", 0, data.len()), &data);
     }
     guest.change("removeNVMeTarget/rd0");
+    // The removal of a cache would write to it.
+    for policy in ["write-through", "writeback"] {
+        let remove = format!("removeRapidDiskCache/{}", guest.cache("rd0", "sda", policy));
+        sh("dmsetup suspend rd0");
+        let answer = guest.post(&remove);
+        sh("dmsetup resume rd0");
+        answer.failure(409, &["rd0", "suspended by another program", "dmsetup resume rd0"]);
+        guest.change(&remove);
+    }
     assert_whole();
     guest.change("removeRapidDisk/rd0");
 }

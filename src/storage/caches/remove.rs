@@ -49,8 +49,12 @@ impl Caches {
         mapping::check_closed(&self.machine.root, &control, name.as_dm(), None)?;
         mapped.target.check_parts(&self.machine.root, &control, name)?;
         // Asked for now: the mapping will not tell any more.
-        let disk = self.device_name(mapped.devices.disk)?;
-        let disk = self.disks.name_of(&disk)?.map(|_| disk);
+        let device = self.device_name(mapped.devices.disk)?;
+        let disk = self.disks.name_of(&device)?;
+        if let Some(disk) = disk {
+            self.disks.check_running(disk)?;
+        }
+        let disk = disk.map(|_| device);
         let lost = self.unmap(&control, name, &mapped, discard)?;
         let mut left = Left::default();
         left.note(node::remove(&self.machine.root, name));
