@@ -1,5 +1,7 @@
 //! NVMe ports, targets and hosts: their parameters, what is done with them, and their JSON.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::answer::{done, list, made};
@@ -210,7 +212,7 @@ pub fn execute(storage: &Storage, action: &NvmeAction) -> Result<Value> {
 
 /// `listAllNVMeTargets`: the reference's two lists, and in each target who may
 /// connect and where.
-fn list_targets(targets: &[Export], ports: &[Port]) -> Value {
+fn list_targets(targets: &[Export], ports: &[Arc<Port>]) -> Value {
     let link = |at: &Port, nqn: &String| {
         let mut link = port(at);
         link["nqn"] = json!(nqn);
@@ -232,7 +234,7 @@ fn target(target: &Export) -> Value {
         "serial": subsystem.serial.as_deref().unwrap_or("UNAVAILABLE"),
         "size": size.unwrap_or(0),
         "allowed_hosts": hosts,
-        "assigned_ports": ports.iter().map(port).collect::<Vec<_>>(),
+        "assigned_ports": ports.iter().map(|at| port(at)).collect::<Vec<_>>(),
     });
     if let Some(controllers) = subsystem.controllers {
         fields["controllers"] = controllers.into();
@@ -277,32 +279,32 @@ mod tests {
 
     const UUID: &str = "9822e8cb-97c5-8291-a615-b2b6043e58b6";
 
-    fn port_of(id: u32, address: Option<&str>, nqn: &str) -> Port {
-        Port {
+    fn port_of(id: u32, address: Option<&str>, nqn: &str) -> Arc<Port> {
+        Arc::new(Port {
             id,
             address: address.map(str::to_owned),
             protocol: address.map(|_| "tcp".to_owned()),
             service_id: address.map(|_| "4420".to_owned()),
             subsystems: vec![nqn.to_owned()],
-        }
+        })
     }
 
-    fn target_of(nqn: &str, host: &str, serial: Option<&str>, size: u64, ports: &[Port]) -> Export {
+    fn target_of(nqn: &str, host: &str, serial: Option<&str>, size: u64, ports: &[Arc<Port>]) -> Export {
         let namespace = Namespace { id: 1, device: "/dev/rd1".into(), enabled: true };
         Export {
             namespace: namespace.clone(),
-            subsystem: Subsystem {
+            subsystem: Arc::new(Subsystem {
                 nqn: nqn.to_owned(),
                 namespaces: vec![namespace],
                 allowed_hosts: vec![host.to_owned()],
                 any_host: false,
                 serial: serial.map(str::to_owned),
                 controllers: Some(2),
-            },
+            }),
             size: Some(size),
             uuid: Some(UUID.to_owned()),
             nguid: None,
-            ports: ports.to_vec(),
+            ports: ports.into(),
         }
     }
 
@@ -328,7 +330,7 @@ mod tests {
             ]})
         );
         assert_eq!(
-            list_ports(&ports_there[..1]),
+            list_ports(&[Port::clone(&ports_there[0])]),
             json!({"targets": [{"nvmet_ports": [
                 {"port": 1, "address": "10.0.0.185", "protocol": "tcp", "service_id": "4420"}
             ]}]})
@@ -337,7 +339,8 @@ mod tests {
 
     #[test]
     fn the_answers_have_these_bytes() {
-        let port = Port { service_id: None, ..port_of(1, Some("10.0.0.185"), "nqn.x") };
+        let port =
+            Arc::new(Port { service_id: None, ..Port::clone(&port_of(1, Some("10.0.0.185"), "nqn.x")) });
         let target = target_of("nqn.x", "nqn.host", None, 4096, std::slice::from_ref(&port));
         assert_eq!(
             list_targets(&[target], std::slice::from_ref(&port)).to_string(),

@@ -24,4 +24,4 @@ mod root;
 pub mod signal;
 
 pub use error::{Error, Result};
-pub use root::{Dir, Root, unless_gone};
+pub use root::{Dir, Root, room_for, unless_gone};

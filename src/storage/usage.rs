@@ -157,8 +157,9 @@ fn users_of(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
     Ok(users)
 }
 
-/// Who may have claimed a device, if that can be told although nothing here shows it.
-fn claimant(root: &Root, dev: Dev) -> Result<Option<User>> {
+/// Who may have claimed a device or, if that is what is known, opened it, if that can be told although nothing
+/// here shows it.
+fn claimant(root: &Root, dev: Dev, known: &User) -> Result<Option<User>> {
     let devs = related(root, dev)?;
     let on = with_siblings(root, &devs)?;
     for (mount, by) in proc::mounts_elsewhere(root).cannot(LOOK)? {
@@ -169,6 +170,10 @@ fn claimant(root: &Root, dev: Dev) -> Result<Option<User>> {
     let (openers, _) = proc::openers(root, &devs, What::File).cannot(LOOK)?;
     if let Some(by) = openers.into_iter().next() {
         return Ok(Some(User::LazyMount(by)));
+    }
+    // Of which device that is cannot be told: it counts where a claim is certain.
+    if *known != User::Claim {
+        return Ok(None);
     }
     Ok(proc::lost_swaps(root).cannot(LOOK)?.into_iter().next().map(User::LostSwap))
 }
@@ -221,7 +226,7 @@ pub fn unless_used<T>(
         },
         Err(unnamed) => {
             let named = users()?.find(|user| !matches!(user, User::Unseen(_)));
-            let named = if named.is_none() && unnamed == User::Claim { claimant(root, dev)? } else { named };
+            let named = if named.is_none() { claimant(root, dev, &unnamed)? } else { named };
             Err(in_use(name, &named.unwrap_or(unnamed)))
         }
     }
@@ -256,17 +261,16 @@ fn check_disk_of(root: &Root, dev: Dev, name: impl fmt::Display) -> Result<()> {
     }
 }
 
-fn claim_refused(name: impl fmt::Display, error: kernel::Error) -> Error {
-    match error.is(Errno::BUSY) {
-        true => in_use(name, &User::Claim),
-        false => Error::Kernel(format!("cannot open {name}"), error),
-    }
-}
-
 /// Claims the device that `name` stands for, whatever else uses it. A mount in another mount namespace
 /// is only seen in that this fails.
 pub fn claim(root: &Root, dev: Dev, name: impl fmt::Display) -> Result<File> {
-    open(root, dev, Mode::Claim).map_err(|error| claim_refused(name, error))
+    match open(root, dev, Mode::Claim) {
+        Err(error) if error.is(Errno::BUSY) => {
+            let named = claimant(root, dev, &User::Claim)?;
+            Err(in_use(name, &named.unwrap_or(User::Claim)))
+        }
+        claimed => claimed.cannot(format_args!("open {name}")),
+    }
 }
 
 fn open(root: &Root, dev: Dev, mode: Mode) -> kernel::Result<File> {

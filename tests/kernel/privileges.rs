@@ -73,6 +73,8 @@ fn what_is_kept_is_what_is_documented_and_no_more() {
         assert_eq!(field("NoNewPrivs"), "1");
         assert_eq!(field("Umask"), "0077");
     }
+    // When memory runs out, others are killed.
+    assert_eq!(sys(&format!("/proc/{}/oom_score_adj", guest.daemon().pid())).as_deref(), Some("-900"));
     let limits = sys(&format!("/proc/{}/limits", guest.daemon().pid())).expect("its limits");
     let core =
         limits.lines().find(|line| line.starts_with("Max core file size")).expect("the limit of core dumps");

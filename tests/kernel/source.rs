@@ -214,6 +214,21 @@ fn two_sources_of_the_same_last_name_do_not_share_a_cache_name() {
 }
 
 #[test]
+fn a_refusal_says_how_to_name_a_source_whose_cache_name_is_taken() {
+    let guest = guest();
+    for (group, disk) in [("vg0", "sda"), ("vg1", "sdb")] {
+        map(&format!("{group}-root"), &format!("0 65536 linear /dev/{disk} 0"));
+        sh(&format!("mkdir -p /dev/{group}; ln -sfn ../mapper/{group}-root /dev/{group}/root"));
+    }
+    let (one, two) = (guest.disk(8), guest.disk(8));
+    assert_eq!(guest.cache(&one, "vg0%2Froot", "write-through"), "rc-wt_root");
+    let advice = ["rc-wt_root", "vg0", "ask for vg1/root as mapper%2Fvg1-root"];
+    guest.refuses(&format!("createRapidDiskCache/{two}/vg1%2Froot/write-through"), 409, &advice);
+    assert_eq!(guest.cache(&two, "mapper%2Fvg1-root", "write-through"), "rc-wt_vg1-root");
+    sh("rm -r /dev/vg0 /dev/vg1");
+}
+
+#[test]
 fn the_name_of_a_cache_fits_into_127_bytes() {
     let guest = guest();
     let link = |length: usize| {

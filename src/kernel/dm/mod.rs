@@ -17,7 +17,7 @@ pub use buffer::{Listed, Target};
 pub use name::{NAME_MAX, Name};
 
 use super::block::Dev;
-use super::root::room_for;
+use super::room_for;
 use super::{Error, Result, Root};
 use buffer::{Buffer, HEADER, Subject};
 
@@ -118,7 +118,7 @@ impl Control {
     /// All mapped devices.
     pub fn list(&self) -> Result<Vec<Listed>> {
         let answer = payload(&self.call(Command::ListDevices, 0, &Subject::Driver, &[])?)?;
-        room_for(answer.len() / LISTED_SIZE).map_err(no_memory)?;
+        room_for(answer.len() / LISTED_SIZE)?;
         Ok(buffer::parse_list(&answer))
     }
 
@@ -219,11 +219,7 @@ impl Control {
 }
 
 fn payload(answer: &Buffer) -> Result<Vec<u8>> {
-    answer.payload().map_err(no_memory)
-}
-
-fn no_memory(errno: Errno) -> Error {
-    Error::new("device-mapper's answer", &errno.into())
+    answer.payload().map_err(|errno| Error::new("device-mapper's answer", &errno.into()))
 }
 
 fn describe(command: Command, subject: &Subject<'_>) -> String {

@@ -152,9 +152,7 @@ impl Disks {
         sync(name, &claim)?;
         let least = disk.driver.least_size(root, disk, &claim).cannot(format_args!("resize {name}"))?;
         let too_small = || {
-            Error::Conflict(format!(
-                "{name} has data up to byte {least}; it can shrink to no less than that, or be flushed first"
-            ))
+            Error::Conflict(format!("{name} has data up to byte {least}; it can shrink to no less than that"))
         };
         if new < least {
             return Err(too_small());

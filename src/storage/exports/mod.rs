@@ -21,14 +21,14 @@ use super::usage::{self, User};
 use crate::kernel::block::{self, Dev, Mode, SECTOR};
 use crate::kernel::nvmet::build::Item;
 use crate::kernel::nvmet::{self, Namespace, Port, Subsystem};
-use crate::kernel::{self, Root, dm, machine};
+use crate::kernel::{self, Root, dm, machine, room_for};
 use steps::{NAMESPACE, Steps};
 
 /// A namespace of a subsystem, with who may connect and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Export {
     /// The subsystem.
-    pub subsystem: Subsystem,
+    pub subsystem: Arc<Subsystem>,
     /// The namespace.
     pub namespace: Namespace,
     /// Its size in bytes, where the device is there.
@@ -38,7 +38,7 @@ pub struct Export {
     /// Its NGUID, where the kernel tells. All zero: it has none.
     pub nguid: Option<String>,
     /// The ports that the subsystem is linked to.
-    pub ports: Vec<Port>,
+    pub ports: Arc<[Arc<Port>]>,
 }
 
 /// The NVMe exports and ports of a machine.
@@ -76,24 +76,28 @@ impl Exports {
     }
 
     /// Every namespace of every subsystem, by NQN and number, and every port.
-    pub fn list(&self) -> Result<(Vec<Export>, Vec<Port>)> {
+    pub fn list(&self) -> Result<(Vec<Export>, Vec<Arc<Port>>)> {
         let root = &self.machine.root;
-        let ports = ports::list(root)?;
+        let ports: Vec<_> = ports::list(root)?.into_iter().map(Arc::new).collect();
         let mut exports = Vec::new();
-        for subsystem in subsystems(root)? {
-            let is_linked = |port: &&Port| port.subsystems.contains(&subsystem.nqn);
-            let linked: Vec<_> = ports.iter().filter(is_linked).cloned().collect();
+        let mut things = 0;
+        for subsystem in subsystems(root)?.into_iter().map(Arc::new) {
+            let is_linked = |port: &&Arc<Port>| port.subsystems.contains(&subsystem.nqn);
+            let linked: Arc<[_]> = ports.iter().filter(is_linked).cloned().collect();
+            // Each namespace is shown with all hosts and ports of its subsystem.
+            things += subsystem.namespaces.len() * (subsystem.allowed_hosts.len() + linked.len());
+            room_for(things).cannot("list the NVMe targets")?;
             exports.extend(subsystem.namespaces.iter().map(|namespace| {
                 let item = Item::namespace(&subsystem.nqn, namespace.id);
                 // What cannot be looked at is not shown.
                 let shown = |attribute| item.get(root, attribute).unwrap_or(None);
                 Export {
-                    subsystem: subsystem.clone(),
+                    subsystem: Arc::clone(&subsystem),
                     size: size_of_node(root, &namespace.device).unwrap_or(None),
                     uuid: shown("device_uuid"),
                     nguid: shown("device_nguid"),
                     namespace: namespace.clone(),
-                    ports: linked.clone(),
+                    ports: Arc::clone(&linked),
                 }
             }));
         }

@@ -41,7 +41,7 @@ fn each_step_that_fails_is_undone() {
     guest.change(CREATE);
     let dm = dm_of(CACHE);
     let hidden = mounted_out_of_sight(&dm, "");
-    guest.post(REMOVE).failure(409, &[CACHE]);
+    guest.post(REMOVE).failure(409, &[CACHE, "mounted on /mnt in the mount namespace of sleep"]);
     drop(hidden);
     assert_there(&guest, &ALL);
     // A part of the cache is open: the removal is refused as well.

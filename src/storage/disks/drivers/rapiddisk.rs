@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use crate::kernel::block::{self, SECTOR};
 use crate::kernel::links::{self, Entry};
 use crate::kernel::rapiddisk::{self, Look};
-use crate::kernel::{self, Root};
+use crate::kernel::{self, Root, unless_gone};
 use crate::storage::disks::driver::{Claims, Device, Driver, RamDisk, Shrunk, not_loaded, refused};
 use crate::storage::error::{Cannot, Error, Left, Result};
 use crate::storage::names::DiskName;
@@ -58,15 +58,16 @@ impl Module {
 
     /// Asks the device itself; `None` if it is gone. A disk that is being destroyed right now counts
     /// as empty.
-    fn look_at(&self, root: &Root, name: DiskName) -> Option<Look> {
+    fn look_at(&self, root: &Root, name: DiskName) -> Result<Option<Look>> {
+        let look = || format!("look at {name}");
         let closed = self.closed();
         if closed.contains(&name) {
-            let read_only = block::is_disk_read_only(root, &name.to_string()).ok()?;
+            let read_only = block::is_disk_read_only(root, &name.to_string()).cannot(look())?;
             // A disk that is being removed loses its size before its name.
-            let size = block::size_of_disk(root, &name.to_string()).ok()?.filter(|&size| size > 0)?;
-            return Some(Look { size, used: 0, read_only });
+            let size = block::size_of_disk(root, &name.to_string()).cannot(look())?.filter(|&size| size > 0);
+            return Ok(size.map(|size| Look { size, used: 0, read_only }));
         }
-        rapiddisk::look_at(root, name.0).ok()
+        unless_gone(rapiddisk::look_at(root, name.0)).cannot(look())
     }
 }
 
@@ -105,7 +106,7 @@ impl Driver for Module {
                     let read_only = block::is_disk_read_only(root, &device).cannot("list the RAM disks")?;
                     Some(Look { size: row.size, used: row.used, read_only })
                 }
-                None => self.look_at(root, name),
+                None => self.look_at(root, name)?,
             };
             // A disk that went away in the meantime is not listed.
             if let Some(Look { size, used, read_only }) = look {

@@ -77,7 +77,7 @@ pub(super) fn device_over(root: &Root, file: &str) -> Result<Option<String>> {
 /// daemon whose tmpfs cannot be seen from this mount namespace.
 pub(super) fn check_place(root: &Root, name: DiskName) -> Result<()> {
     let Some(device) = link::check_place(root, name, KIND)? else { return Ok(()) };
-    if leads_out_of_sight(root, name, &device) {
+    if leads_out_of_sight(root, name, &device)? {
         return Err(Error::Conflict(format!(
             "{} is a disk whose tmpfs is not mounted here; this service needs the mount namespace of the machine",
             link::node(root, name).display()
@@ -87,9 +87,9 @@ pub(super) fn check_place(root: &Root, name: DiskName) -> Result<()> {
 }
 
 /// Whether the device is over a file that could be this disk's, and that is not in the pool seen here.
-fn leads_out_of_sight(root: &Root, name: DiskName, device: &str) -> bool {
-    let path = loops::backing(root, device).ok().flatten();
-    path.is_some_and(|path| is_named_as(name, &path) && pool::name_in(root, &path).is_none())
+fn leads_out_of_sight(root: &Root, name: DiskName, device: &str) -> Result<bool> {
+    let path = loops::backing(root, device).cannot(format_args!("look at {device}"))?;
+    Ok(path.is_some_and(|path| is_named_as(name, &path) && pool::name_in(root, &path).is_none()))
 }
 
 /// Whether a file has the name of the file of this disk, given its path as the kernel shows it.
