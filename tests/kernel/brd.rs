@@ -228,6 +228,39 @@ fn a_brd_whose_disks_are_too_small_is_not_taken() {
     guest.refuses("createRapidDisk/8", 503, &["modprobe brd rd_nr=0 rd_size="]);
 }
 
+#[test]
+fn a_disk_whose_mapping_others_removed_keeps_its_data_and_is_mapped_again() {
+    let guest = guest_with(&["--memory-limit", "20"]);
+    assert_eq!(guest.disk(16), "rd0");
+    let data = noise(4, 2 * MIB as usize);
+    write("/dev/rd0", MIB, &data);
+    let ram = below("rd0").expect("a disk of brd");
+    for change in
+        ["resizeRapidDisk/rd0/18", "lockRapidDisk/rd0", "createRapidDiskCache/rd0/sda/write-through"]
+    {
+        let bytes = size("rd0");
+        sh("dmsetup remove rd0");
+        let listed = guest.listed("rd0");
+        assert!(listed["fault"].to_string().contains("has lost its mapping"), "{listed}");
+        assert_eq!(listed["size"].as_u64(), bytes);
+        // Its name and its memory are still taken.
+        guest.refuses("createRapidDisk/16", 507, &["16 MiB"]);
+        guest.change(change);
+        assert_eq!(below("rd0").as_ref(), Some(&ram));
+        assert!(guest.listed("rd0")["fault"].is_null());
+        if change.starts_with("create") {
+            guest.change("removeRapidDiskCache/rc-wt_sda");
+        } else {
+            assert_same_data(change, &read("/dev/rd0", MIB, data.len()), &data);
+        }
+        guest.change("unlockRapidDisk/rd0");
+    }
+    sh("dmsetup remove rd0");
+    guest.change("removeRapidDisk/rd0");
+    assert_eq!(held(&ram), PAGE as u64);
+    assert_whole();
+}
+
 /// The states that a kill can leave, and what others can do to a disk.
 #[test]
 fn what_was_left_half_done_is_put_right_at_the_next_start() {
@@ -245,9 +278,9 @@ fn what_was_left_half_done_is_put_right_at_the_next_start() {
     sh("dmsetup create rd9 -n -u rapiddiskd-rd9; ln -s dm-77 /dev/rd8");
     sh("echo '0 8 linear 1:1040 2048' | dmsetup create rd9-ram1040 -u rapiddiskd-rd9-ram1040");
     guest.kill_and_restart();
-    assert_eq!(ram_disks(), ["rd0", "rd1", "rd2"]);
+    assert_eq!(ram_disks(), ["rd0", "rd1", "rd2", "rd3"]);
     assert_whole();
-    for disk in ["rd0", "rd1", "rd2"] {
+    for disk in ["rd0", "rd1", "rd2", "rd3"] {
         assert_eq!(size(disk), Some(8 * MIB), "{disk}");
         assert_same_data(disk, &read(&format!("/dev/{disk}"), 5 * MIB, data.len()), &data);
     }

@@ -1,5 +1,5 @@
-//! The label in the first page of a `ramK`: it says that the disk is ours to use again, and how far its data
-//! reaches at most. The page is full of it, so that whoever else begins to use the disk destroys it.
+//! The label in the first page of a `ramK`: it says that the disk is ours to use again, and what it holds. The page
+//! is full of it, so that whoever else begins to use the disk destroys it.
 
 use crate::kernel::block::{self, Mode};
 use crate::kernel::{self, Root, brd};
@@ -7,32 +7,52 @@ use crate::kernel::{self, Root, brd};
 /// Bytes of a label.
 const SIZE: usize = 4096;
 
-/// What it begins with; the reach in bytes follows.
-const TEXT: &str = "rapiddiskd keeps the data of a RAM disk here, up to byte ";
+/// What it begins with; the size of the disk follows.
+const TEXT: &str = "rapiddiskd keeps a RAM disk here, its size in bytes: ";
+
+/// What stands between the size and the reach.
+const AND: &str = ", data up to byte ";
+
+/// What a label says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Label {
+    /// The size of the RAM disk in bytes. 0 while it is being made or removed, and where there is none.
+    pub size: u64,
+    /// How far there may be data, in bytes.
+    pub reach: u64,
+}
 
 /// The bytes of a label.
-fn encode(reach: u64) -> Vec<u8> {
-    format!("{TEXT}{reach}\n").into_bytes().into_iter().cycle().take(SIZE).collect()
+fn encode(Label { size, reach }: Label) -> Vec<u8> {
+    format!("{TEXT}{size}{AND}{reach}\n").into_bytes().into_iter().cycle().take(SIZE).collect()
 }
 
-/// The reach; `None` if this is no label.
-fn decode(page: &[u8]) -> Option<u64> {
-    let text = page.strip_prefix(TEXT.as_bytes())?;
-    let digits = text.split(|&byte| byte == b'\n').next()?;
-    let reach = std::str::from_utf8(digits).ok()?.parse().ok()?;
-    (encode(reach) == page).then_some(reach)
+/// `None` if this is no label.
+fn decode(page: &[u8]) -> Option<Label> {
+    let line = page.split(|&byte| byte == b'\n').next()?;
+    let (size, reach) = std::str::from_utf8(line).ok()?.strip_prefix(TEXT)?.split_once(AND)?;
+    let label = Label { size: size.parse().ok()?, reach: reach.parse().ok()? };
+    (encode(label) == page).then_some(label)
 }
 
-/// How far the data of the disk on `ramK` reaches at most, in bytes; `None` if `ramK` has no label.
-pub fn read(root: &Root, number: u32) -> kernel::Result<Option<u64>> {
+/// The label of `ramK`; `None` if it has none.
+pub fn read(root: &Root, number: u32) -> kernel::Result<Option<Label>> {
     let mut page = vec![0; SIZE];
     block::read_start(&block::open(root, &brd::name(number), Mode::Read)?, &mut page)?;
     Ok(decode(&page))
 }
 
 /// Writes the label.
-pub fn write(root: &Root, number: u32, reach: u64) -> kernel::Result<()> {
-    block::write_start(&block::open(root, &brd::name(number), Mode::Write)?, &encode(reach))
+pub fn write(root: &Root, number: u32, label: Label) -> kernel::Result<()> {
+    block::write_start(&block::open(root, &brd::name(number), Mode::Write)?, &encode(label))
+}
+
+/// Writes another size of the RAM disk into a label that is there.
+pub fn set_size(root: &Root, number: u32, size: u64) -> kernel::Result<()> {
+    match read(root, number)? {
+        Some(label) if label.size != size => write(root, number, Label { size, ..label }),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -41,9 +61,10 @@ mod tests {
 
     #[test]
     fn a_label_is_read_as_it_was_written_and_a_damaged_one_is_none() {
-        for reach in [0, 16 << 20, u64::MAX] {
-            let page = encode(reach);
-            assert_eq!((page.len(), decode(&page)), (SIZE, Some(reach)));
+        for (size, reach) in [(0, 0), (0, 16 << 20), (8 << 20, 16 << 20), (u64::MAX, u64::MAX)] {
+            let label = Label { size, reach };
+            let page = encode(label);
+            assert_eq!((page.len(), decode(&page)), (SIZE, Some(label)));
             for at in [0, 60, 1024, SIZE - 1] {
                 let mut damaged = page.clone();
                 damaged[at] ^= 1;

@@ -28,9 +28,11 @@ use crate::storage::mapping::{self, not_made, uuid};
 use crate::storage::names::DiskName;
 use crate::storage::undo::Undo;
 use crate::storage::wait::retry_busy;
+use label::Label;
 use parts::{
     HEAD, KIND, Parts, all, below, check_room, clear, device_name, disk_mapping, end_of_data, failed, find,
-    free_number, guard_mapping, keep_table, make_guard, page, put_to_use, release, table, while_suspended,
+    free_number, guard_mapping, keep_table, lost_size, make_guard, map_again, page, put_to_use, release,
+    table, while_suspended,
 };
 
 /// As many as the module `rapiddisk` takes.
@@ -38,6 +40,9 @@ const MOST: u32 = 1024;
 
 /// The largest `rd_size` that is advised: 16 TiB.
 const ADVICE: &str = " rd_nr=0 rd_size=17179869184";
+
+/// What is wrong with a disk that has no mapping.
+const LOST: &str = "has lost its mapping; any change of it maps it again";
 
 /// The driver.
 pub struct Brd;
@@ -91,7 +96,11 @@ impl Driver for Brd {
 
     fn list(&self, root: &Root) -> Result<Vec<RamDisk>> {
         let look = |parts: Parts| {
-            let Some((device, size)) = parts.device(root)? else { return Ok(None) };
+            let (size, locked, fault) = match (parts.device(root)?, lost_size(root, &parts)?) {
+                (Some((device, size)), _) => (size, block::is_disk_read_only(root, &device)?, None),
+                (None, Some(size)) => (size, false, Some(LOST.to_owned())),
+                (None, None) => return Ok(None),
+            };
             // The label is no data.
             let held = brd::held(root, parts.number).map(|held| held.saturating_sub(page()));
             Ok(Some(RamDisk {
@@ -99,9 +108,9 @@ impl Driver for Brd {
                 size,
                 usage: held.unwrap_or(size).min(size),
                 is_measured: held.is_some(),
-                locked: block::is_disk_read_only(root, &device)?,
+                locked,
                 driver: self.name(),
-                fault: None,
+                fault,
             }))
         };
         let all = all(root).cannot("list the RAM disks")?;
@@ -114,7 +123,15 @@ impl Driver for Brd {
     }
 
     fn repair(&self, root: &Root, name: DiskName) -> Result<()> {
-        self.find(root, name)?.map_or(Ok(()), |device| link::repair(root, name, KIND, &device))
+        let mut device = self.find(root, name)?;
+        if device.is_none() {
+            let what = format!("look for {name}");
+            let parts = all(root).cannot(&what)?.into_iter().find(|parts| parts.name == name);
+            let Some(parts) = parts else { return Ok(()) };
+            let Some(size) = lost_size(root, &parts).cannot(&what)? else { return Ok(()) };
+            device = Some(map_again(root, name, parts.number, size)?);
+        }
+        device.map_or(Ok(()), |device| link::repair(root, name, KIND, &device))
     }
 
     /// Its guard, too: the first page is behind it.
@@ -151,7 +168,7 @@ impl Driver for Brd {
         for parts in all(root).cannot(what)? {
             let size = match parts.device(root).cannot(what)? {
                 Some((_, size)) => size,
-                None => label::read(root, parts.number).cannot(what)?.unwrap_or(0),
+                None => label::read(root, parts.number).cannot(what)?.unwrap_or_default().reach,
             };
             claims.names.push(parts.name);
             claims.bytes = claims.bytes.saturating_add(size);
@@ -172,7 +189,11 @@ impl Driver for Brd {
         Undo::run(|undo| {
             undo.push(format!("taking {}", brd::name(number)), move || release(root, name, number, bytes));
             let guard = make_guard(root, name, number)?;
-            label::write(root, number, reach).cannot(format_args!("label {}", brd::name(number)))?;
+            let labelled = |size| {
+                let label = Label { size, reach };
+                label::write(root, number, label).cannot(format_args!("label {}", brd::name(number)))
+            };
+            labelled(0)?;
             clear(root, number, 0, reach)?;
             let mapping = disk_mapping(name);
             let dev = control.create(&mapping, &uuid(&mapping)).map_err(|error| not_made(name, error))?;
@@ -180,6 +201,7 @@ impl Driver for Brd {
                 retry_busy(|| control.remove(&disk_mapping(name))).cannot(format_args!("remove {name}"))
             });
             put_to_use(root, &control, name, dev, &table(bytes, guard, number))?;
+            labelled(bytes)?;
             undo.push(format!("making /dev/{name}"), move || {
                 link::remove(root, name, KIND).cannot(format_args!("remove /dev/{name}"))
             });
@@ -193,7 +215,13 @@ impl Driver for Brd {
         let (_, number) = below(&control, name).cannot(format_args!("remove {name}"))?;
         // device-mapper refuses while anybody has it open.
         drop(claim);
-        retry_busy(|| control.remove(&disk_mapping(name))).map_err(|error| refused(name, "remove", error))?;
+        // Nobody takes it for a disk that has lost its mapping.
+        label::set_size(root, number, 0).cannot(format_args!("remove {name}"))?;
+        retry_busy(|| control.remove(&disk_mapping(name))).map_err(|error| {
+            // The next start does it otherwise.
+            let _ = label::set_size(root, number, disk.size);
+            refused(name, "remove", error)
+        })?;
         // The disk is gone, whether or not what it leaves behind can be removed.
         let mut left = Left::default();
         left.note(link::remove(root, name, KIND).cannot(format_args!("remove the link /dev/{name}")));
@@ -206,14 +234,16 @@ impl Driver for Brd {
         check_room(root, name, bytes)?;
         let control = mapping::control(root)?;
         let (guard, number) = below(&control, name).cannot(&what)?;
-        let reach = label::read(root, number).cannot(&what)?.unwrap_or(disk.size);
-        label::write(root, number, reach.max(bytes)).cannot(&what)?;
+        let reach =
+            label::read(root, number).cannot(&what)?.map_or(disk.size, |label| label.reach).max(bytes);
+        label::write(root, number, Label { size: disk.size, reach }).cannot(&what)?;
         clear(root, number, disk.size, bytes)?;
         Undo::run(|undo| {
             undo.push(format!("giving {name} a new table"), || {
                 keep_table(root, &control, disk, &table(disk.size, guard, number))
             });
-            put_to_use(root, &control, name, disk.dev, &table(bytes, guard, number))
+            put_to_use(root, &control, name, disk.dev, &table(bytes, guard, number))?;
+            label::set_size(root, number, bytes).cannot(&what)
         })
     }
 
@@ -248,6 +278,7 @@ impl Driver for Brd {
         drop(claim);
         let mut left = Left::default();
         left.note(resumed);
+        left.note(label::set_size(root, number, bytes).cannot(format_args!("label {}", brd::name(number))));
         // Pages full of zeros.
         left.note(clear(root, number, bytes, disk.size));
         Ok(Shrunk::Done(left))

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::io::Errno;
 
-use super::label;
+use super::label::{self, Label};
 use crate::kernel::block::{self, Dev, SECTOR};
 use crate::kernel::dm::{self, Control, Target};
 use crate::kernel::{self, Root, brd};
@@ -14,6 +14,7 @@ use crate::storage::disks::drivers::link;
 use crate::storage::error::{Cannot, Error, Result};
 use crate::storage::mapping::{self, not_made, uuid};
 use crate::storage::names::DiskName;
+use crate::storage::undo::Undo;
 use crate::storage::usage;
 use crate::storage::wait::retry_busy;
 
@@ -38,7 +39,7 @@ pub struct Parts {
     pub name: DiskName,
     /// K of `ramK`.
     pub number: u32,
-    /// The mapping `rdN`. Without it the disk is being made or removed.
+    /// The mapping `rdN`. Without it the disk is being made or removed, or somebody else removed it.
     pub disk: Option<Dev>,
 }
 
@@ -156,7 +157,7 @@ pub fn can_discard(root: &Root, control: &Control) -> Result<Option<bool>> {
     if control.create(&probe, &uuid(&probe)).is_ok() {
         let made = control.load(&probe, &[linear(0, GUARDED, brd::dev(FIRST), HEAD)]);
         // A kernel without such a disk says so below. One without a label is not used again.
-        let _ = made.and_then(|()| label::write(root, FIRST, 0));
+        let _ = made.and_then(|()| label::write(root, FIRST, Label::default()));
         let _ = retry_busy(|| control.remove(&probe));
     }
     ask()
@@ -211,7 +212,9 @@ fn reach_if_free(root: &Root, number: u32) -> Result<Option<u64>> {
     let Ok(_claim) = usage::claim_unused(root, brd::dev(number), &*device, block::Mode::Claim) else {
         return Ok(None);
     };
-    let reach = label::read(root, number).cannot(format_args!("look at {device}"))?;
+    // The disk is gone. Nobody takes what it left for one that has lost its mapping.
+    label::set_size(root, number, 0).cannot(format_args!("label {device}"))?;
+    let reach = label::read(root, number).cannot(format_args!("look at {device}"))?.map(|label| label.reach);
     // What it holds where nothing of ours is would be somebody else's.
     let holds_more = brd::held(root, number).is_some_and(|held| held > page());
     Ok(reach.filter(|&reach| reach > 0 || !holds_more))
@@ -229,6 +232,34 @@ pub fn make_guard(root: &Root, name: DiskName, number: u32) -> Result<Dev> {
         .and_then(|()| block::refuse_discards(root, &device_name(dev)))
         .cannot(format_args!("map {guard}"))?;
     Ok(dev)
+}
+
+/// The size in bytes of a disk whose mapping somebody removed; `None` if it is being made or removed.
+pub fn lost_size(root: &Root, parts: &Parts) -> kernel::Result<Option<u64>> {
+    if parts.disk.is_some() {
+        return Ok(None);
+    }
+    let size = label::read(root, parts.number)?.map_or(0, |label| label.size);
+    // It may have been complete a moment after the mappings were listed.
+    Ok((size > 0 && find(root, parts.name)?.is_none()).then_some(size))
+}
+
+/// Maps a disk again whose mapping somebody removed. Gives the kernel's name of it.
+pub fn map_again(root: &Root, name: DiskName, number: u32, size: u64) -> Result<String> {
+    let control = mapping::control(root)?;
+    let guard = guard_mapping(name, number);
+    let Some(guard) = mapping::ours(&control, &guard)?.filter(|info| info.active) else {
+        return Err(Error::Conflict(format!("{name} has lost its mapping, and {guard} has no table")));
+    };
+    let mapping = disk_mapping(name);
+    Undo::run(|undo| {
+        let dev = control.create(&mapping, &uuid(&mapping)).map_err(|error| not_made(name, error))?;
+        undo.push(format!("mapping {name}"), || {
+            retry_busy(|| control.remove(&disk_mapping(name))).cannot(format_args!("remove {name}"))
+        });
+        put_to_use(root, &control, name, dev, &table(size, guard.dev, number))?;
+        Ok(device_name(dev))
+    })
 }
 
 /// The table of a disk.
@@ -338,10 +369,16 @@ pub fn release(root: &Root, name: DiskName, number: u32, bytes: u64) -> Result<(
     if info.active {
         let what = format!("look at {}", brd::name(number));
         // Without a label nothing was written, or somebody else has taken the disk.
-        let reach = label::read(root, number).cannot(&what)?;
-        clear(root, number, 0, reach.unwrap_or(0).max(bytes))?;
-        if reach.is_some() {
-            label::write(root, number, 0).cannot(format_args!("label {}", brd::name(number)))?;
+        let label = label::read(root, number).cannot(&what)?;
+        let labelled =
+            |label| label::write(root, number, label).cannot(format_args!("label {}", brd::name(number)));
+        // Nobody takes the rest for a disk that has lost its mapping.
+        if let Some(label) = label.filter(|label| label.size > 0) {
+            labelled(Label { size: 0, ..label })?;
+        }
+        clear(root, number, 0, label.unwrap_or_default().reach.max(bytes))?;
+        if label.is_some() {
+            labelled(Label::default())?;
         }
     }
     retry_busy(|| control.remove(&guard)).cannot(format_args!("remove {guard}"))

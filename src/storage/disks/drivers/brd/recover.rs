@@ -1,8 +1,11 @@
 //! Repairing what a daemon that was killed during a change left.
 
-use super::parts::{KIND, Parts, all, device_name, disk_mapping, disk_of, probe_mapping, release};
-use crate::kernel::Root;
+use super::label;
+use super::parts::{
+    KIND, Parts, all, device_name, disk_mapping, disk_of, lost_size, map_again, probe_mapping, release,
+};
 use crate::kernel::links::{self, Entry};
+use crate::kernel::{Root, block, brd};
 use crate::storage::disks::drivers::link;
 use crate::storage::error::{Cannot, Result};
 use crate::storage::locks::Held;
@@ -17,10 +20,11 @@ pub fn recover<'a>(root: &Root, hold: &dyn Fn(DiskName) -> Option<Held<'a>>) -> 
         Err(error) => return vec![format!("the RAM disks of brd could not be looked for: {error}")],
     };
     let mut said = Vec::new();
-    for Parts { name, number, .. } in found {
+    for parts in found {
+        let name = parts.name;
         // A request is at work on it.
         let Some(_held) = hold(name) else { continue };
-        match recover_one(root, name, number) {
+        match recover_one(root, &parts) {
             Ok(done) => said.extend(done.map(|done| format!("{name}: {done}"))),
             Err(error) => said.push(format!("{name} could not be repaired: {error}")),
         }
@@ -35,11 +39,16 @@ pub fn recover<'a>(root: &Root, hold: &dyn Fn(DiskName) -> Option<Held<'a>>) -> 
     said
 }
 
-/// A disk is one from the moment in which its mapping has a table. Before that it was half-made, and
-/// without the mapping half-removed.
-fn recover_one(root: &Root, name: DiskName, number: u32) -> Result<Option<&'static str>> {
+/// A disk is one from the moment in which its mapping has a table. Before that it was half-made. Without the
+/// mapping it was half-removed, unless its label says that somebody else removed the mapping.
+fn recover_one(root: &Root, parts: &Parts) -> Result<Option<&'static str>> {
+    let &Parts { name, number, .. } = parts;
     let control = mapping::control(root)?;
     let mapping = disk_mapping(name);
+    if let Some(size) = lost_size(root, parts).cannot("look at its memory")? {
+        link_again(root, name, &map_again(root, name, number, size)?)?;
+        return Ok(Some("had lost its mapping, and has it again"));
+    }
     let Some(info) = mapping::ours(&control, &mapping)?.filter(|info| info.active) else {
         if mapping::ours(&control, &mapping)?.is_some() {
             retry_busy(|| control.remove(&mapping)).cannot("remove its mapping")?;
@@ -58,11 +67,22 @@ fn recover_one(root: &Root, name: DiskName, number: u32) -> Result<Option<&'stat
         control.resume(&mapping).cannot("resume it")?;
     }
     let device = device_name(info.dev);
-    let entry = links::look(&link::node(root, name)).cannot(format_args!("look at /dev/{name}"))?;
-    if entry != Entry::Link(device.clone()) {
+    if let Some(size) = block::size_of_disk(root, &device).cannot("ask for its size")? {
+        label::set_size(root, number, size).cannot(format_args!("label {}", brd::name(number)))?;
+    }
+    if link_again(root, name, &device)? {
         done = Some("had lost its link in /dev, and has it again");
-        link::check_place(root, name, KIND)?;
-        link::make(root, name, KIND, &device).cannot(format_args!("make /dev/{name}"))?;
     }
     Ok(done)
+}
+
+/// Makes the link to a disk, if it is not there.
+fn link_again(root: &Root, name: DiskName, device: &str) -> Result<bool> {
+    let entry = links::look(&link::node(root, name)).cannot(format_args!("look at /dev/{name}"))?;
+    if entry == Entry::Link(device.to_owned()) {
+        return Ok(false);
+    }
+    link::check_place(root, name, KIND)?;
+    link::make(root, name, KIND, device).cannot(format_args!("make /dev/{name}"))?;
+    Ok(true)
 }
