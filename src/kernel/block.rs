@@ -264,14 +264,13 @@ fn open_beside(path: &Path, dev: Dev, mode: Mode) -> Result<File> {
     loop {
         let made = make_node_at(path, dev);
         // Left by one that was killed, or in use by another thread: it leads to the same device.
-        let is_others = made.as_ref().is_err_and(|error| error.is(Errno::EXIST));
-        if !is_others {
+        if !made.as_ref().is_err_and(|error| error.is(Errno::EXIST)) {
             made?;
         }
         let opened = open_node(path, mode);
-        // The other thread was done with it before it was opened here.
+        // Another thread used it as well, and was done with it before it was opened here.
         let is_gone = opened.as_ref().is_err_and(|error| error.is(Errno::NOENT));
-        if is_others && is_gone && attempts.next().is_some() {
+        if is_gone && attempts.next().is_some() {
             continue;
         }
         let _ = fs::remove_file(path);

@@ -67,6 +67,14 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+        settle_after_use();
+    }
+}
+
+/// udev looks into what was open for writing, and for that time is a user of it.
+fn settle_after_use() {
+    if !std::thread::panicking() {
+        settle();
     }
 }
 
@@ -93,6 +101,7 @@ impl Drop for Mapped {
     fn drop(&mut self) {
         // SAFETY: nobody uses the page any more.
         unsafe { munmap(self.0, PAGE) }.expect("unmapped");
+        settle_after_use();
     }
 }
 

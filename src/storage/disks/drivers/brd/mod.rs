@@ -20,7 +20,7 @@ use std::fs::File;
 use super::link;
 use crate::kernel::block;
 use crate::kernel::dm::Control;
-use crate::kernel::{self, Root, brd, machine};
+use crate::kernel::{self, Root, brd, machine, unless_gone};
 use crate::storage::disks::driver::{Claims, Device, Driver, RamDisk, Shrunk, not_loaded, refused};
 use crate::storage::error::{Cannot, Error, Left, Result};
 use crate::storage::locks::Held;
@@ -42,7 +42,7 @@ const MOST: u32 = 1024;
 const ADVICE: &str = " rd_nr=0 rd_size=17179869184";
 
 /// What is wrong with a disk that has no mapping.
-const LOST: &str = "has lost its mapping; any change of it maps it again";
+const LOST: &str = "has lost its mapping; any change of it maps it again, unlocked";
 
 /// The driver.
 pub struct Brd;
@@ -168,7 +168,10 @@ impl Driver for Brd {
         for parts in all(root).cannot(what)? {
             let size = match parts.device(root).cannot(what)? {
                 Some((_, size)) => size,
-                None => label::read(root, parts.number).cannot(what)?.unwrap_or_default().reach,
+                None => {
+                    let label = unless_gone(label::read(root, parts.number)).cannot(what)?;
+                    label.flatten().unwrap_or_default().reach
+                }
             };
             claims.names.push(parts.name);
             claims.bytes = claims.bytes.saturating_add(size);

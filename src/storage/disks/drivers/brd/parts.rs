@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::label::{self, Label};
 use crate::kernel::block::{self, Dev, SECTOR};
 use crate::kernel::dm::{self, Control, Target};
-use crate::kernel::{self, Root, brd};
+use crate::kernel::{self, Root, brd, unless_gone};
 use crate::storage::disks::driver::Device;
 use crate::storage::disks::drivers::link;
 use crate::storage::error::{Cannot, Error, Result};
@@ -234,14 +234,20 @@ pub fn make_guard(root: &Root, name: DiskName, number: u32) -> Result<Dev> {
     Ok(dev)
 }
 
-/// The size in bytes of a disk whose mapping somebody removed; `None` if it is being made or removed.
-pub fn lost_size(root: &Root, parts: &Parts) -> kernel::Result<Option<u64>> {
-    if parts.disk.is_some() {
-        return Ok(None);
-    }
-    let size = label::read(root, parts.number)?.map_or(0, |label| label.size);
-    // It may have been complete a moment after the mappings were listed.
-    Ok((size > 0 && find(root, parts.name)?.is_none()).then_some(size))
+/// The size in bytes of a disk whose mapping somebody removed; `None` if it is being made or removed. While it is,
+/// its label has no size.
+pub fn lost_size(root: &Root, &Parts { name, number, .. }: &Parts) -> kernel::Result<Option<u64>> {
+    // The guard has a name before the kernel makes what it stands on.
+    let label = unless_gone(label::read(root, number))?.flatten();
+    let Some(size) = label.map(|label| label.size).filter(|&size| size > 0) else { return Ok(None) };
+    // It may be complete, or be gone, a moment after the mappings were listed.
+    let control = Control::open(root)?;
+    let guard = guard_mapping(name, number);
+    let is_guarded = match control.info(&guard) {
+        Err(error) if error.is_gone() => false,
+        info => info?.uuid == uuid(&guard),
+    };
+    Ok((is_guarded && find(root, name)?.is_none()).then_some(size))
 }
 
 /// Maps a disk again whose mapping somebody removed. Gives the kernel's name of it.
@@ -252,6 +258,10 @@ pub fn map_again(root: &Root, name: DiskName, number: u32, size: u64) -> Result<
         return Err(Error::Conflict(format!("{name} has lost its mapping, and {guard} has no table")));
     };
     let mapping = disk_mapping(name);
+    // One without a table: an earlier attempt got no further.
+    if mapping::ours(&control, &mapping)?.is_some_and(|info| !info.active) {
+        retry_busy(|| control.remove(&mapping)).cannot(format_args!("remove the empty mapping {name}"))?;
+    }
     Undo::run(|undo| {
         let dev = control.create(&mapping, &uuid(&mapping)).map_err(|error| not_made(name, error))?;
         undo.push(format!("mapping {name}"), || {

@@ -2,7 +2,7 @@
 
 use super::label;
 use super::parts::{
-    KIND, Parts, all, device_name, disk_mapping, disk_of, lost_size, map_again, probe_mapping, release,
+    KIND, Parts, all, below, device_name, disk_mapping, disk_of, lost_size, map_again, probe_mapping, release,
 };
 use crate::kernel::links::{self, Entry};
 use crate::kernel::{Root, block, brd};
@@ -47,7 +47,7 @@ fn recover_one(root: &Root, parts: &Parts) -> Result<Option<&'static str>> {
     let mapping = disk_mapping(name);
     if let Some(size) = lost_size(root, parts).cannot("look at its memory")? {
         link_again(root, name, &map_again(root, name, number, size)?)?;
-        return Ok(Some("had lost its mapping, and has it again"));
+        return Ok(Some("had lost its mapping, and has it again; it is unlocked"));
     }
     let Some(info) = mapping::ours(&control, &mapping)?.filter(|info| info.active) else {
         if mapping::ours(&control, &mapping)?.is_some() {
@@ -67,6 +67,8 @@ fn recover_one(root: &Root, parts: &Parts) -> Result<Option<&'static str>> {
         control.resume(&mapping).cannot("resume it")?;
     }
     let device = device_name(info.dev);
+    // Others may have had its place until it was held.
+    let (_, number) = below(&control, name).cannot("ask what it stands on")?;
     if let Some(size) = block::size_of_disk(root, &device).cannot("ask for its size")? {
         label::set_size(root, number, size).cannot(format_args!("label {}", brd::name(number)))?;
     }
