@@ -341,6 +341,35 @@ fn killed_before_any_system_call_of_a_change_it_leaves_whole_disks_of_brd() {
     assert!(kills >= 18, "killed {kills} times only");
 }
 
+/// `rd0` lost its mapping, or a second disk is the first to need its `ramK`.
+#[test]
+fn killed_while_a_disk_is_mapped_or_made_beside_another_it_loses_neither() {
+    let data = noise(8, MIB as usize);
+    let mut guest = fresh_guest();
+    let mut kills = 0;
+    for change in ["unlockRapidDisk/rd0", "createRapidDisk/8"] {
+        for nth in 1.. {
+            assert_eq!(guest.disk(8), "rd0");
+            write("/dev/rd0", MIB, &data);
+            if change.starts_with("unlock") {
+                sh("dmsetup remove rd0");
+            }
+            let answered = killed_before(&mut guest, "ioctl", nth, change);
+            let what = format!("{change} killed before ioctl number {nth}");
+            assert_whole();
+            assert_same_data(&what, &read("/dev/rd0", MIB, data.len()), &data);
+            for disk in ram_disks() {
+                guest.change(&format!("removeRapidDisk/{disk}"));
+            }
+            if answered {
+                break;
+            }
+            kills += 1;
+        }
+    }
+    assert!(kills >= 8, "killed {kills} times only");
+}
+
 #[test]
 fn two_processors_change_disks_while_others_are_written_to() {
     let guest = guest();
