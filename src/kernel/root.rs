@@ -19,8 +19,8 @@ const TEXT_MAX: u64 = 16 << 20;
 /// What one thing in a list takes in all, in bytes: its name, what is read of it, and its place in an answer.
 const PER_THING: usize = 2 << 10;
 
-/// Whether there is memory for all that is made of a list of so many things. That is many small pieces, and a
-/// program ends that does not get one of them. ENOMEM: there is not.
+/// Makes sure that there is memory for a list of so many things and its answer. They take many small allocations,
+/// and the program would end at the first that fails. ENOMEM: there is not enough.
 pub fn room_for(things: usize) -> Result<()> {
     let mut room: Vec<u8> = Vec::new();
     let no_memory = |_| Error::new("make a long list", &Errno::NOMEM.into());

@@ -157,25 +157,25 @@ fn users_of(root: &Root, devs: &[Dev]) -> Result<Vec<User>> {
     Ok(users)
 }
 
-/// Who may have claimed a device or, if that is what is known, opened it, if that can be told although nothing
-/// here shows it.
-fn claimant(root: &Root, dev: Dev, known: &User) -> Result<Option<User>> {
+/// The user of a device that nothing here shows, if that can be told; else `known`, which is all that the kernel
+/// says: somebody has claimed or opened it.
+fn hidden_user(root: &Root, dev: Dev, known: User) -> Result<User> {
     let devs = related(root, dev)?;
     let on = with_siblings(root, &devs)?;
     for (mount, by) in proc::mounts_elsewhere(root).cannot(LOOK)? {
         if is_mounted_from(&mount, &devs, &on)? {
-            return Ok(Some(User::MountElsewhere { on: mount.on, by }));
+            return Ok(User::MountElsewhere { on: mount.on, by });
         }
     }
     let (openers, _) = proc::openers(root, &devs, What::File).cannot(LOOK)?;
     if let Some(by) = openers.into_iter().next() {
-        return Ok(Some(User::LazyMount(by)));
+        return Ok(User::LazyMount(by));
     }
-    // Of which device that is cannot be told: it counts where a claim is certain.
-    if *known != User::Claim {
-        return Ok(None);
+    // Which device such a swap is on cannot be told. But swap claims its device: an opener has another reason.
+    if known != User::Claim {
+        return Ok(known);
     }
-    Ok(proc::lost_swaps(root).cannot(LOOK)?.into_iter().next().map(User::LostSwap))
+    Ok(proc::lost_swaps(root).cannot(LOOK)?.into_iter().next().map_or(known, User::LostSwap))
 }
 
 /// The devices stacked on this one, by the names that an administrator knows.
@@ -226,8 +226,8 @@ pub fn unless_used<T>(
         },
         Err(unnamed) => {
             let named = users()?.find(|user| !matches!(user, User::Unseen(_)));
-            let named = if named.is_none() { claimant(root, dev, &unnamed)? } else { named };
-            Err(in_use(name, &named.unwrap_or(unnamed)))
+            let user = named.map_or_else(|| hidden_user(root, dev, unnamed), Ok)?;
+            Err(in_use(name, &user))
         }
     }
 }
@@ -265,10 +265,7 @@ fn check_disk_of(root: &Root, dev: Dev, name: impl fmt::Display) -> Result<()> {
 /// is only seen in that this fails.
 pub fn claim(root: &Root, dev: Dev, name: impl fmt::Display) -> Result<File> {
     match open(root, dev, Mode::Claim) {
-        Err(error) if error.is(Errno::BUSY) => {
-            let named = claimant(root, dev, &User::Claim)?;
-            Err(in_use(name, &named.unwrap_or(User::Claim)))
-        }
+        Err(error) if error.is(Errno::BUSY) => Err(in_use(name, &hidden_user(root, dev, User::Claim)?)),
         claimed => claimed.cannot(format_args!("open {name}")),
     }
 }

@@ -1,6 +1,6 @@
 //! Requests and their answers.
 
-use crate::access::PATIENCE;
+use crate::access::{PATIENCE, until};
 use crate::daemon::*;
 use crate::stub::DOCUMENT;
 use rapiddiskd::http::Limits;
@@ -224,8 +224,12 @@ fn a_panic_is_answered_with_500_and_costs_nothing_else() {
             assert_eq!(client.reply().status, 500, "{target}");
         }
     }
-    // Workers, and the thread that serves all connections.
-    assert!(daemon.seen.by_io_thread.load(Ordering::SeqCst) > 0);
+    // Now and then a worker takes it. The thread that serves all connections must have taken it, too.
+    until(|| {
+        client.send("GET /panic HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        assert_eq!(client.reply().status, 500);
+        daemon.seen.by_io_thread.load(Ordering::SeqCst) > 0
+    });
     client.send("GET /after HTTP/1.1\r\nHost: localhost\r\n\r\n");
     assert_eq!(client.reply().body, "GET /after");
 }

@@ -341,7 +341,7 @@ fn killed_before_any_system_call_of_a_change_it_leaves_whole_disks_of_brd() {
     assert!(kills >= 18, "killed {kills} times only");
 }
 
-/// `rd0` lost its mapping, or a second disk is the first to need its `ramK`.
+/// First `rd0` has lost its mapping. Then a second disk is made, and the kernel has not made its `ramK` yet.
 #[test]
 fn killed_while_a_disk_is_mapped_or_made_beside_another_it_loses_neither() {
     let data = noise(8, MIB as usize);

@@ -272,7 +272,6 @@ fn what_a_process_has_open_is_left_alone_and_the_process_named() {
         let pid = format!("pid {}", reader.pid());
         assert_disk_is_kept(&guest, "rd0", &["open in sleep", &pid]);
         drop(reader);
-        settle();
         guest.change("flushRapidDisk/rd0");
     }
     let reader = Process::asleep("</dev/sda");

@@ -17,8 +17,7 @@ pub use buffer::{Listed, Target};
 pub use name::{NAME_MAX, Name};
 
 use super::block::Dev;
-use super::room_for;
-use super::{Error, Result, Root};
+use super::{Error, Result, Root, room_for};
 use buffer::{Buffer, HEADER, Subject};
 
 /// Longest UUID, in bytes (`DM_UUID_LEN` less the NUL).

@@ -54,11 +54,10 @@ impl Caches {
         if let Some(disk) = disk {
             self.disks.check_running(disk)?;
         }
-        let disk = disk.map(|_| device);
         let lost = self.unmap(&control, name, &mapped, discard)?;
         let mut left = Left::default();
         left.note(node::remove(&self.machine.root, name));
-        left.note(mapped.target.clean_up(&self.machine.root, name, disk.as_deref()));
+        left.note(mapped.target.clean_up(&self.machine.root, name, disk.map(|_| device.as_str())));
         Ok((lost, left))
     }
 

@@ -84,9 +84,7 @@ impl Exports {
         for subsystem in subsystems(root)?.into_iter().map(Arc::new) {
             let is_linked = |port: &&Arc<Port>| port.subsystems.contains(&subsystem.nqn);
             let linked: Arc<[_]> = ports.iter().filter(is_linked).cloned().collect();
-            // Each namespace is shown with all hosts and ports of its subsystem.
             things += subsystem.namespaces.len() * (subsystem.allowed_hosts.len() + linked.len());
-            room_for(things).cannot("list the NVMe targets")?;
             exports.extend(subsystem.namespaces.iter().map(|namespace| {
                 let item = Item::namespace(&subsystem.nqn, namespace.id);
                 // What cannot be looked at is not shown.
@@ -101,6 +99,8 @@ impl Exports {
                 }
             }));
         }
+        // In the answer each namespace has all hosts and ports of its subsystem.
+        room_for(things).cannot("list the NVMe targets")?;
         Ok((exports, ports))
     }
 

@@ -59,15 +59,15 @@ impl Module {
     /// Asks the device itself; `None` if it is gone. A disk that is being destroyed right now counts
     /// as empty.
     fn look_at(&self, root: &Root, name: DiskName) -> Result<Option<Look>> {
-        let look = || format!("look at {name}");
+        let what = "list the RAM disks";
         let closed = self.closed();
         if closed.contains(&name) {
-            let read_only = block::is_disk_read_only(root, &name.to_string()).cannot(look())?;
+            let read_only = block::is_disk_read_only(root, &name.to_string()).cannot(what)?;
             // A disk that is being removed loses its size before its name.
-            let size = block::size_of_disk(root, &name.to_string()).cannot(look())?.filter(|&size| size > 0);
+            let size = block::size_of_disk(root, &name.to_string()).cannot(what)?.filter(|&size| size > 0);
             return Ok(size.map(|size| Look { size, used: 0, read_only }));
         }
-        unless_gone(rapiddisk::look_at(root, name.0)).cannot(look())
+        unless_gone(rapiddisk::look_at(root, name.0)).cannot(what)
     }
 }
 

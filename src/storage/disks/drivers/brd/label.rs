@@ -2,7 +2,7 @@
 //! is full of it, so that whoever else begins to use the disk destroys it.
 
 use crate::kernel::block::{self, Mode};
-use crate::kernel::{self, Root, brd};
+use crate::kernel::{self, Root, brd, unless_gone};
 
 /// Bytes of a label.
 const SIZE: usize = 4096;
@@ -35,10 +35,11 @@ fn decode(page: &[u8]) -> Option<Label> {
     (encode(label) == page).then_some(label)
 }
 
-/// The label of `ramK`; `None` if it has none.
+/// The label of `ramK`; `None` if it has none, or if the kernel has not made `ramK` yet.
 pub fn read(root: &Root, number: u32) -> kernel::Result<Option<Label>> {
+    let Some(ram) = unless_gone(block::open(root, &brd::name(number), Mode::Read))? else { return Ok(None) };
     let mut page = vec![0; SIZE];
-    block::read_start(&block::open(root, &brd::name(number), Mode::Read)?, &mut page)?;
+    block::read_start(&ram, &mut page)?;
     Ok(decode(&page))
 }
 
@@ -47,12 +48,14 @@ pub fn write(root: &Root, number: u32, label: Label) -> kernel::Result<()> {
     block::write_start(&block::open(root, &brd::name(number), Mode::Write)?, &encode(label))
 }
 
-/// Writes another size of the RAM disk into a label that is there.
-pub fn set_size(root: &Root, number: u32, size: u64) -> kernel::Result<()> {
-    match read(root, number)? {
-        Some(label) if label.size != size => write(root, number, Label { size, ..label }),
-        _ => Ok(()),
+/// Writes another size of the RAM disk into a label that is there. Gives the label as it is then.
+pub fn set_size(root: &Root, number: u32, size: u64) -> kernel::Result<Option<Label>> {
+    let Some(label) = read(root, number)? else { return Ok(None) };
+    let wanted = Label { size, ..label };
+    if label != wanted {
+        write(root, number, wanted)?;
     }
+    Ok(Some(wanted))
 }
 
 #[cfg(test)]

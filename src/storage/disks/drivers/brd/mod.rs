@@ -20,18 +20,18 @@ use std::fs::File;
 use super::link;
 use crate::kernel::block;
 use crate::kernel::dm::Control;
-use crate::kernel::{self, Root, brd, machine, unless_gone};
+use crate::kernel::{self, Root, brd, machine};
 use crate::storage::disks::driver::{Claims, Device, Driver, RamDisk, Shrunk, not_loaded, refused};
 use crate::storage::error::{Cannot, Error, Left, Result};
 use crate::storage::locks::Held;
-use crate::storage::mapping::{self, not_made, uuid};
+use crate::storage::mapping;
 use crate::storage::names::DiskName;
 use crate::storage::undo::Undo;
 use crate::storage::wait::retry_busy;
 use label::Label;
 use parts::{
     HEAD, KIND, Parts, all, below, check_room, clear, device_name, disk_mapping, end_of_data, failed, find,
-    free_number, guard_mapping, keep_table, lost_size, make_guard, map_again, page, put_to_use, release,
+    free_number, guard_mapping, keep_table, lost_size, make_guard, map, map_again, page, put_to_use, release,
     table, while_suspended,
 };
 
@@ -95,11 +95,14 @@ impl Driver for Brd {
     }
 
     fn list(&self, root: &Root) -> Result<Vec<RamDisk>> {
+        let what = "list the RAM disks";
         let look = |parts: Parts| {
-            let (size, locked, fault) = match (parts.device(root)?, lost_size(root, &parts)?) {
-                (Some((device, size)), _) => (size, block::is_disk_read_only(root, &device)?, None),
-                (None, Some(size)) => (size, false, Some(LOST.to_owned())),
-                (None, None) => return Ok(None),
+            let (size, locked, fault) = match parts.device(root).cannot(what)? {
+                Some((device, size)) => (size, block::is_disk_read_only(root, &device).cannot(what)?, None),
+                None => match lost_size(root, &parts)? {
+                    Some(size) => (size, false, Some(LOST.to_owned())),
+                    None => return Ok(None),
+                },
             };
             // The label is no data.
             let held = brd::held(root, parts.number).map(|held| held.saturating_sub(page()));
@@ -113,9 +116,7 @@ impl Driver for Brd {
                 fault,
             }))
         };
-        let all = all(root).cannot("list the RAM disks")?;
-        let listed = all.into_iter().filter_map(|parts| look(parts).transpose());
-        listed.collect::<kernel::Result<_>>().cannot("list the RAM disks")
+        all(root).cannot(what)?.into_iter().filter_map(|parts| look(parts).transpose()).collect()
     }
 
     fn name_of(&self, root: &Root, device: &str) -> Result<Option<DiskName>> {
@@ -125,10 +126,9 @@ impl Driver for Brd {
     fn repair(&self, root: &Root, name: DiskName) -> Result<()> {
         let mut device = self.find(root, name)?;
         if device.is_none() {
-            let what = format!("look for {name}");
-            let parts = all(root).cannot(&what)?.into_iter().find(|parts| parts.name == name);
-            let Some(parts) = parts else { return Ok(()) };
-            let Some(size) = lost_size(root, &parts).cannot(&what)? else { return Ok(()) };
+            let all = all(root).cannot(format_args!("look for {name}"))?;
+            let Some(parts) = all.into_iter().find(|parts| parts.name == name) else { return Ok(()) };
+            let Some(size) = lost_size(root, &parts)? else { return Ok(()) };
             device = Some(map_again(root, name, parts.number, size)?);
         }
         device.map_or(Ok(()), |device| link::repair(root, name, KIND, &device))
@@ -168,10 +168,7 @@ impl Driver for Brd {
         for parts in all(root).cannot(what)? {
             let size = match parts.device(root).cannot(what)? {
                 Some((_, size)) => size,
-                None => {
-                    let label = unless_gone(label::read(root, parts.number)).cannot(what)?;
-                    label.flatten().unwrap_or_default().reach
-                }
+                None => label::read(root, parts.number).cannot(what)?.unwrap_or_default().reach,
             };
             claims.names.push(parts.name);
             claims.bytes = claims.bytes.saturating_add(size);
@@ -198,12 +195,7 @@ impl Driver for Brd {
             };
             labelled(0)?;
             clear(root, number, 0, reach)?;
-            let mapping = disk_mapping(name);
-            let dev = control.create(&mapping, &uuid(&mapping)).map_err(|error| not_made(name, error))?;
-            undo.push(format!("mapping {name}"), || {
-                retry_busy(|| control.remove(&disk_mapping(name))).cannot(format_args!("remove {name}"))
-            });
-            put_to_use(root, &control, name, dev, &table(bytes, guard, number))?;
+            let dev = map(root, &control, name, &table(bytes, guard, number), undo)?;
             labelled(bytes)?;
             undo.push(format!("making /dev/{name}"), move || {
                 link::remove(root, name, KIND).cannot(format_args!("remove /dev/{name}"))
@@ -221,7 +213,7 @@ impl Driver for Brd {
         // Nobody takes it for a disk that has lost its mapping.
         label::set_size(root, number, 0).cannot(format_args!("remove {name}"))?;
         retry_busy(|| control.remove(&disk_mapping(name))).map_err(|error| {
-            // The next start does it otherwise.
+            // If that fails as well, the next start writes it.
             let _ = label::set_size(root, number, disk.size);
             refused(name, "remove", error)
         })?;
@@ -246,7 +238,7 @@ impl Driver for Brd {
                 keep_table(root, &control, disk, &table(disk.size, guard, number))
             });
             put_to_use(root, &control, name, disk.dev, &table(bytes, guard, number))?;
-            label::set_size(root, number, bytes).cannot(&what)
+            label::set_size(root, number, bytes).cannot(&what).map(drop)
         })
     }
 
@@ -281,7 +273,8 @@ impl Driver for Brd {
         drop(claim);
         let mut left = Left::default();
         left.note(resumed);
-        left.note(label::set_size(root, number, bytes).cannot(format_args!("label {}", brd::name(number))));
+        let labelled = label::set_size(root, number, bytes).map(drop);
+        left.note(labelled.cannot(format_args!("label {}", brd::name(number))));
         // Pages full of zeros.
         left.note(clear(root, number, bytes, disk.size));
         Ok(Shrunk::Done(left))

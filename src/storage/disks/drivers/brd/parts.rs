@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use super::label::{self, Label};
 use crate::kernel::block::{self, Dev, SECTOR};
 use crate::kernel::dm::{self, Control, Target};
-use crate::kernel::{self, Root, brd, unless_gone};
+use crate::kernel::{self, Root, brd};
 use crate::storage::disks::driver::Device;
 use crate::storage::disks::drivers::link;
 use crate::storage::error::{Cannot, Error, Result};
@@ -206,15 +206,16 @@ pub fn free_number(root: &Root) -> Result<(u32, u64)> {
     Err(Error::Conflict("all disks of brd are taken".into()))
 }
 
-/// How far `ramK` may hold old data, in bytes; `None` if it is not ours, or somebody has it.
+/// How far `ramK` may hold old data, in bytes; `None` if it is not ours, or somebody has it. The label of one that is
+/// free has no size from then on.
 fn reach_if_free(root: &Root, number: u32) -> Result<Option<u64>> {
     let device = brd::name(number);
     let Ok(_claim) = usage::claim_unused(root, brd::dev(number), &*device, block::Mode::Claim) else {
         return Ok(None);
     };
     // The disk is gone. Nobody takes what it left for one that has lost its mapping.
-    label::set_size(root, number, 0).cannot(format_args!("label {device}"))?;
-    let reach = label::read(root, number).cannot(format_args!("look at {device}"))?.map(|label| label.reach);
+    let label = label::set_size(root, number, 0).cannot(format_args!("label {device}"))?;
+    let reach = label.map(|label| label.reach);
     // What it holds where nothing of ours is would be somebody else's.
     let holds_more = brd::held(root, number).is_some_and(|held| held > page());
     Ok(reach.filter(|&reach| reach > 0 || !holds_more))
@@ -234,20 +235,33 @@ pub fn make_guard(root: &Root, name: DiskName, number: u32) -> Result<Dev> {
     Ok(dev)
 }
 
-/// The size in bytes of a disk whose mapping somebody removed; `None` if it is being made or removed. While it is,
-/// its label has no size.
-pub fn lost_size(root: &Root, &Parts { name, number, .. }: &Parts) -> kernel::Result<Option<u64>> {
-    // The guard has a name before the kernel makes what it stands on.
-    let label = unless_gone(label::read(root, number))?.flatten();
+/// The size in bytes of a disk without a mapping in use, if somebody removed that. `None`: the disk is being made
+/// or removed. While it is, its label has no size.
+pub fn lost_size(root: &Root, &Parts { name, number, .. }: &Parts) -> Result<Option<u64>> {
+    let label = label::read(root, number).cannot(format_args!("look at {}", brd::name(number)))?;
     let Some(size) = label.map(|label| label.size).filter(|&size| size > 0) else { return Ok(None) };
     // It may be complete, or be gone, a moment after the mappings were listed.
-    let control = Control::open(root)?;
-    let guard = guard_mapping(name, number);
-    let is_guarded = match control.info(&guard) {
-        Err(error) if error.is_gone() => false,
-        info => info?.uuid == uuid(&guard),
-    };
-    Ok((is_guarded && find(root, name)?.is_none()).then_some(size))
+    let control = mapping::control(root)?;
+    let is_guarded = mapping::ours(&control, &guard_mapping(name, number))?.is_some();
+    let is_mapped = mapping::ours(&control, &disk_mapping(name))?.is_some_and(|info| info.active);
+    Ok((is_guarded && !is_mapped).then_some(size))
+}
+
+/// Makes the mapping of a disk. Gives its device number.
+pub fn map<'a>(
+    root: &Root,
+    control: &'a Control,
+    name: DiskName,
+    table: &[Target],
+    undo: &mut Undo<'a>,
+) -> Result<Dev> {
+    let mapping = disk_mapping(name);
+    let dev = control.create(&mapping, &uuid(&mapping)).map_err(|error| not_made(name, error))?;
+    undo.push(format!("mapping {name}"), move || {
+        retry_busy(|| control.remove(&disk_mapping(name))).cannot(format_args!("remove {name}"))
+    });
+    put_to_use(root, control, name, dev, table)?;
+    Ok(dev)
 }
 
 /// Maps a disk again whose mapping somebody removed. Gives the kernel's name of it.
@@ -262,14 +276,8 @@ pub fn map_again(root: &Root, name: DiskName, number: u32, size: u64) -> Result<
     if mapping::ours(&control, &mapping)?.is_some_and(|info| !info.active) {
         retry_busy(|| control.remove(&mapping)).cannot(format_args!("remove the empty mapping {name}"))?;
     }
-    Undo::run(|undo| {
-        let dev = control.create(&mapping, &uuid(&mapping)).map_err(|error| not_made(name, error))?;
-        undo.push(format!("mapping {name}"), || {
-            retry_busy(|| control.remove(&disk_mapping(name))).cannot(format_args!("remove {name}"))
-        });
-        put_to_use(root, &control, name, dev, &table(size, guard.dev, number))?;
-        Ok(device_name(dev))
-    })
+    let table = table(size, guard.dev, number);
+    Undo::run(|undo| map(root, &control, name, &table, undo).map(device_name))
 }
 
 /// The table of a disk.
@@ -377,18 +385,13 @@ pub fn release(root: &Root, name: DiskName, number: u32, bytes: u64) -> Result<(
     let guard = guard_mapping(name, number);
     let Some(info) = mapping::ours(&control, &guard)? else { return Ok(()) };
     if info.active {
-        let what = format!("look at {}", brd::name(number));
-        // Without a label nothing was written, or somebody else has taken the disk.
-        let label = label::read(root, number).cannot(&what)?;
-        let labelled =
-            |label| label::write(root, number, label).cannot(format_args!("label {}", brd::name(number)));
-        // Nobody takes the rest for a disk that has lost its mapping.
-        if let Some(label) = label.filter(|label| label.size > 0) {
-            labelled(Label { size: 0, ..label })?;
-        }
+        let what = format!("label {}", brd::name(number));
+        // First, so that nobody takes the rest for a disk that has lost its mapping. Without a label nothing was
+        // written, or somebody else has taken the disk.
+        let label = label::set_size(root, number, 0).cannot(&what)?;
         clear(root, number, 0, label.unwrap_or_default().reach.max(bytes))?;
         if label.is_some() {
-            labelled(Label::default())?;
+            label::write(root, number, Label::default()).cannot(&what)?;
         }
     }
     retry_busy(|| control.remove(&guard)).cannot(format_args!("remove {guard}"))

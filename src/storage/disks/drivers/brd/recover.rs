@@ -45,11 +45,11 @@ fn recover_one(root: &Root, parts: &Parts) -> Result<Option<&'static str>> {
     let &Parts { name, number, .. } = parts;
     let control = mapping::control(root)?;
     let mapping = disk_mapping(name);
-    if let Some(size) = lost_size(root, parts).cannot("look at its memory")? {
-        link_again(root, name, &map_again(root, name, number, size)?)?;
-        return Ok(Some("had lost its mapping, and has it again; it is unlocked"));
-    }
     let Some(info) = mapping::ours(&control, &mapping)?.filter(|info| info.active) else {
+        if let Some(size) = lost_size(root, parts)? {
+            link_again(root, name, &map_again(root, name, number, size)?)?;
+            return Ok(Some("had lost its mapping, and has it again; it is unlocked"));
+        }
         if mapping::ours(&control, &mapping)?.is_some() {
             retry_busy(|| control.remove(&mapping)).cannot("remove its mapping")?;
         }
