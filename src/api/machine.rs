@@ -145,7 +145,7 @@ mod tests {
             vendor: Some("ATA".into()),
             model: model.map(str::to_owned),
         };
-        Resources { memory, disks: vec![disk] }
+        Resources { memory, disks: [disk].into() }
     }
 
     /// The example texts of the API reference, word for word, and what is added.

@@ -1,7 +1,11 @@
 //! The real disks of the machine, as sysfs lists them.
 
+use std::fs::File;
+use std::io::{Read, Seek};
+
 use super::block::SECTOR;
-use super::{Dir, Result, Root};
+use super::root::TEXT_MAX;
+use super::{Dir, Error, Result, Root};
 
 /// What sysfs says of a whole disk as a piece of hardware.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +24,37 @@ pub struct Hardware {
 
 /// Disks that never have a device behind them, by their names less the number.
 const DEVICELESS: [&str; 4] = ["rd", "ram", "zram", "dm-"];
+
+/// The files from which one sees that a disk has come, gone or changed. They stay open.
+#[derive(Debug)]
+pub struct Marks {
+    /// How many events the kernel has told user space of.
+    events: File,
+    /// All disks that have a size, and their partitions. Not every kernel tells of a loop device that is attached.
+    partitions: File,
+}
+
+impl Marks {
+    /// Opens the files. ENOENT: the kernel has none.
+    pub fn open(root: &Root) -> Result<Marks> {
+        let open = |path| {
+            let path = root.path(path);
+            File::open(&path).map_err(|error| Error::new(format!("open {}", path.display()), &error))
+        };
+        Ok(Marks { events: open("sys/kernel/uevent_seqnum")?, partitions: open("proc/partitions")? })
+    }
+
+    /// What they say now: the same bytes as long as nothing changes.
+    pub fn read(&mut self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(4096);
+        for file in [&mut self.events, &mut self.partitions] {
+            file.rewind()
+                .and_then(|()| file.take(TEXT_MAX).read_to_end(&mut bytes))
+                .map_err(|error| Error::new("look for changes of disks", &error))?;
+        }
+        Ok(bytes)
+    }
+}
 
 /// All whole disks with a device behind them, attached loop devices, and arrays and
 /// persistent memory; but no paths of a multipath disk. In no order.

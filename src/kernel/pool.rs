@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek, statfs};
+use rustix::fs::{FallocateFlags, SeekFrom, StatFs, fallocate, seek, statfs};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_remount};
 
@@ -34,13 +34,18 @@ pub fn name_in<'a>(root: &Root, path: &'a str) -> Option<&'a str> {
 
 /// Whether it is mounted.
 pub fn is_mounted(root: &Root) -> Result<bool> {
+    Ok(mounted(root)?.is_some())
+}
+
+fn mounted(root: &Root) -> Result<Option<StatFs>> {
     let dir = root.path(DIR);
     let failed = |error| Error::new(format!("look at {}", dir.display()), &error);
     let Some(stat) = unless_gone(statfs(&dir).map_err(|errno| failed(errno.into())))? else {
-        return Ok(false);
+        return Ok(None);
     };
     let dev = |path: &Path| fs::symlink_metadata(path).map(|node| node.dev()).map_err(failed);
-    Ok(stat.f_type as u64 == TMPFS && dev(&dir.join(".."))? != dev(&dir)?)
+    let is_mounted = stat.f_type as u64 == TMPFS && dev(&dir.join(".."))? != dev(&dir)?;
+    Ok(is_mounted.then_some(stat))
 }
 
 /// Mounts it if it is not mounted, for root alone; gives it room for `bytes`, which must be no less than what
@@ -49,8 +54,7 @@ pub fn mount_for(root: &Root, bytes: u64) -> Result<()> {
     let dir = root.path(DIR);
     let context = |error: io::Error| Error::new(format!("mount a tmpfs on {}", dir.display()), &error);
     let size = bytes.next_multiple_of(rustix::param::page_size() as u64);
-    if is_mounted(root)? {
-        let stat = statfs(&dir).map_err(|errno| context(errno.into()))?;
+    if let Some(stat) = mounted(root)? {
         if stat.f_blocks.checked_mul(stat.f_bsize as u64) == Some(size) {
             return Ok(());
         }
@@ -76,17 +80,12 @@ pub fn lengths(root: &Root) -> Result<Vec<(String, u64)>> {
     dir.names()?.into_iter().filter_map(|name| look(name).transpose()).collect()
 }
 
-/// Whether there is anything else in it than `files` files with names: somebody may have unlinked a file, which
-/// lives on for as long as its device.
-pub fn has_unlinked(root: &Root, files: usize) -> Result<bool> {
-    let dir = root.path(DIR);
-    let failed = |errno: Errno| Error::new(format!("look at {}", dir.display()), &errno.into());
-    if !is_mounted(root)? {
-        return Ok(false);
-    }
-    let stat = statfs(&dir).map_err(failed)?;
+/// Whether it has more than `files` files. One that somebody has unlinked counts: it lives on for as long as its
+/// device.
+pub fn has_more_than(root: &Root, files: usize) -> Result<bool> {
     // The directory itself counts.
-    Ok(stat.f_files.checked_sub(stat.f_ffree) != Some(files as u64 + 1))
+    let counts = |stat: StatFs| stat.f_files.checked_sub(stat.f_ffree) != Some(files as u64 + 1);
+    Ok(mounted(root)?.is_some_and(counts))
 }
 
 /// Makes an empty file of `bytes` bytes. EEXIST: the name is taken.

@@ -18,6 +18,9 @@ const DEVICES: &str = "sys/kernel/rapiddisk/devices";
 /// Number of disks the module accepts where it does not say.
 const DEFAULT_MAX: u32 = 1024;
 
+/// No line of the module's list is as long, in bytes.
+const LONGEST_ROW: usize = 256;
+
 const HIGHEST_SECTOR: Opcode = 0x0529;
 const PAGES_IN_USE: Opcode = 0x0530;
 const FREE_PAGES: Opcode = 0x0531;
@@ -105,11 +108,13 @@ fn manage(root: &Root, command: &str) -> Result<()> {
     }
 }
 
-/// The disks the module lists. It lists into one page, so with some 150 disks
+/// The disks the module lists, and whether these are all. It lists into one page, so with some 150 disks
 /// and more the rest is missing. `None` if the module is not loaded.
-pub fn devices(root: &Root) -> Result<Option<Vec<Row>>> {
+pub fn devices(root: &Root) -> Result<Option<(Vec<Row>, bool)>> {
     // Not as an attribute, which loses the end of its last line.
-    Ok(root.text_if_there(DEVICES)?.map(|text| parse_devices(&text)))
+    let Some(text) = root.text_if_there(DEVICES)? else { return Ok(None) };
+    let is_whole = text.ends_with('\n') && text.len() + LONGEST_ROW < rustix::param::page_size();
+    Ok(Some((parse_devices(&text), is_whole)))
 }
 
 fn parse_devices(text: &str) -> Vec<Row> {
@@ -177,7 +182,10 @@ mod tests {
         assert_eq!(devices(&Root::new(&dir)), Ok(None));
         std::fs::write(dir.join(DEVICES), "Device\tSize\tErrors\tUsed\nrd0\t67108864\t0\t4096\n").unwrap();
         let row = Row { number: 0, size: 67108864, used: 4096 };
-        assert_eq!(devices(&Root::new(&dir)), Ok(Some(vec![row])));
+        assert_eq!(devices(&Root::new(&dir)), Ok(Some((vec![row], true))));
+        let full = "rd0\t67108864\t0\t4096\n".repeat(3900 / 20);
+        std::fs::write(dir.join(DEVICES), full).unwrap();
+        assert!(matches!(devices(&Root::new(&dir)), Ok(Some((rows, false))) if rows.len() == 195));
         std::fs::remove_dir_all(dir).unwrap();
     }
 

@@ -14,7 +14,7 @@ use super::{Error, Result};
 
 /// The largest kernel text that is read into memory, in bytes. A busy host's
 /// `mountinfo` is far below it.
-const TEXT_MAX: u64 = 16 << 20;
+pub(super) const TEXT_MAX: u64 = 16 << 20;
 
 /// What one thing in a list takes in all, in bytes: its name, what is read of it, and its place in an answer.
 const PER_THING: usize = 2 << 10;

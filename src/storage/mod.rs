@@ -30,6 +30,7 @@ pub use machine::{Machine, MemoryLimit};
 pub use names::{BlockSize, CacheName, DiskName, Policy, Size, SourceName};
 pub use nvme_names::{Nqn, PortAddress, PortId, Ports, Protocol, ServiceId, Volume};
 pub use quiesce::Quiesce;
+use resources::LastDisks;
 pub use resources::{Disk, Resources};
 pub use watch::{Health, Shortage, Watch};
 
@@ -46,6 +47,7 @@ pub struct Storage {
     pub exports: Exports,
     /// What the kernel offers, and whether the memory is enough.
     pub watch: Watch,
+    last_disks: LastDisks,
 }
 
 impl Storage {
@@ -61,12 +63,13 @@ impl Storage {
             machine,
             disks,
             caches,
+            last_disks: LastDisks::default(),
         }
     }
 
     /// The machine's memory and its real disks.
     pub fn resources(&self) -> Result<Resources> {
-        resources::resources(&self.machine, &self.disks)
+        self.last_disks.resources(&self.machine, &self.disks)
     }
 
     /// Repairs what a daemon that was killed during a change left. Returns a line for each thing that

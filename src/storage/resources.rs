@@ -1,20 +1,28 @@
 //! The machine: its memory and its real disks.
 
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use super::disks::Disks;
 use super::error::{Cannot, Result};
 use super::machine::Machine;
 use super::names::natural;
+use crate::kernel::Root;
 use crate::kernel::block::SECTOR;
-use crate::kernel::hardware::{self, Hardware};
+use crate::kernel::hardware::{self, Hardware, Marks};
 use crate::kernel::machine::{self, Memory};
+
+/// How long a list of disks is kept at most. The kernel does not tell of everything: not of an attached loop device
+/// that changes its file for another one of the same size.
+const LONGEST: Duration = Duration::from_secs(1);
 
 /// What the machine has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resources {
     /// Its memory.
     pub memory: Memory,
-    /// Its disks, in natural order.
-    pub disks: Vec<Disk>,
+    /// Its disks that are no RAM disks, in natural order.
+    pub disks: Arc<[Disk]>,
 }
 
 /// A whole disk with a device behind it.
@@ -30,8 +38,55 @@ pub struct Disk {
     pub model: Option<String>,
 }
 
-/// The machine's memory, and its disks that are no RAM disks.
-pub fn resources(machine: &Machine, ram_disks: &Disks) -> Result<Resources> {
+/// The last list of the machine's disks. Consoles ask for it over and over, and disks seldom change.
+#[derive(Default)]
+pub struct LastDisks(Mutex<Last>);
+
+#[derive(Default)]
+struct Last {
+    /// `None` where the kernel does not tell of changes.
+    marks: Option<Marks>,
+    kept: Option<Kept>,
+}
+
+struct Kept {
+    since: Instant,
+    /// What the marks said before the look.
+    marked: Vec<u8>,
+    disks: Arc<[Disk]>,
+}
+
+impl LastDisks {
+    /// The machine's memory, and its disks that are no RAM disks.
+    pub fn resources(&self, machine: &Machine, ram_disks: &Disks) -> Result<Resources> {
+        Ok(Resources { memory: machine::memory(), disks: self.disks(machine, ram_disks)? })
+    }
+
+    fn disks(&self, machine: &Machine, ram_disks: &Disks) -> Result<Arc<[Disk]>> {
+        let last = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, marked) = (Instant::now(), last().read_marks(&machine.root));
+        if let (Some(kept), Some(marked)) = (&last().kept, &marked)
+            && kept.marked == *marked
+            && kept.since.elapsed() < LONGEST
+        {
+            return Ok(Arc::clone(&kept.disks));
+        }
+        let disks = list(machine, ram_disks)?;
+        last().kept = marked.map(|marked| Kept { since, marked, disks: Arc::clone(&disks) });
+        Ok(disks)
+    }
+}
+
+impl Last {
+    fn read_marks(&mut self, root: &Root) -> Option<Vec<u8>> {
+        if self.marks.is_none() {
+            self.marks = Marks::open(root).ok();
+        }
+        self.marks.as_mut()?.read().ok()
+    }
+}
+
+fn list(machine: &Machine, ram_disks: &Disks) -> Result<Arc<[Disk]>> {
     let mut disks = Vec::new();
     for hardware in hardware::all(&machine.root).cannot("list the machine's disks")? {
         if !ram_disks.owns(&hardware.name)? {
@@ -39,7 +94,7 @@ pub fn resources(machine: &Machine, ram_disks: &Disks) -> Result<Resources> {
         }
     }
     disks.sort_by(|a, b| natural(&a.name).cmp(&natural(&b.name)));
-    Ok(Resources { memory: machine::memory(), disks })
+    Ok(disks.into())
 }
 
 /// The disk, unless there is no medium in the drive, or no array behind the number.
@@ -56,10 +111,8 @@ fn disk(hardware: Hardware) -> Option<Disk> {
 mod tests {
     use std::fs;
     use std::path::PathBuf;
-    use std::sync::Arc;
 
     use super::*;
-    use crate::kernel::Root;
     use crate::storage::machine::MemoryLimit;
 
     /// A directory that stands in for the kernel's.
@@ -126,14 +179,45 @@ mod tests {
         tree.put("sys/block/sr0/removable", "1\n");
         tree.put("sys/block/loop1/loop/backing_file", "/image\n");
         let machine = Arc::new(Machine::new(Root::new(&tree.0), MemoryLimit::Percent(100)));
-        let resources = resources(&machine, &Disks::new(Arc::clone(&machine), None)).unwrap();
-        let names: Vec<_> = resources.disks.iter().map(|disk| disk.name.as_str()).collect();
+        let disks = list(&machine, &Disks::new(Arc::clone(&machine), None)).unwrap();
+        let names: Vec<_> = disks.iter().map(|disk| disk.name.as_str()).collect();
         assert_eq!(names, ["loop1", "md0", "nvme0n1", "pmem0", "sda", "sdaa", "sdb", "sr1", "vda"]);
-        let sda = resources.disks.iter().find(|disk| disk.name == "sda").unwrap();
+        let sda = disks.iter().find(|disk| disk.name == "sda").unwrap();
         assert_eq!(sda.size, 2048 * 512);
         assert_eq!(sda.vendor.as_deref(), Some("ATA"));
         assert_eq!(sda.model.as_deref(), Some("VBOX HARDDISK"));
-        let nvme = resources.disks.iter().find(|disk| disk.name == "nvme0n1").unwrap();
+        let nvme = disks.iter().find(|disk| disk.name == "nvme0n1").unwrap();
         assert_eq!((&nvme.vendor, &nvme.model), (&None, &None));
+    }
+    #[test]
+    fn a_list_is_kept_until_the_kernel_tells_of_a_change() {
+        let tree = Tree::new("kept");
+        let machine = Arc::new(Machine::new(Root::new(&tree.0), MemoryLimit::Percent(100)));
+        let (ram_disks, last) = (Disks::new(Arc::clone(&machine), None), LastDisks::default());
+        let sizes =
+            || last.disks(&machine, &ram_disks).unwrap().iter().map(|disk| disk.size).collect::<Vec<_>>();
+        let resize = |sectors: &str| tree.put("sys/block/sda/size", sectors);
+        tree.put("sys/block/sda/device/type", "0\n");
+        resize("1\n");
+        assert_eq!(sizes(), [512]);
+        // Nothing is kept where nothing would tell of a change.
+        resize("2\n");
+        assert_eq!(sizes(), [1024]);
+        tree.put("sys/kernel/uevent_seqnum", "7\n");
+        tree.put("proc/partitions", "8 0 1 sda\n");
+        assert_eq!(sizes(), [1024]);
+        for (file, text) in [("sys/kernel/uevent_seqnum", "8\n"), ("proc/partitions", "8 0 2 sda\n")] {
+            let before = sizes();
+            resize(&format!("{}\n", before[0]));
+            // Not that it is kept: the second may be over.
+            tree.put(file, text);
+            assert_eq!(sizes(), [before[0] * 512]);
+        }
+        resize("3\n");
+        last.0.lock().unwrap().kept.as_mut().unwrap().since -= LONGEST;
+        assert_eq!(sizes(), [3 * 512]);
+        resize("4\n");
+        last.0.lock().unwrap().kept.as_mut().unwrap().since += LONGEST * 100;
+        assert_eq!(sizes(), [3 * 512]);
     }
 }

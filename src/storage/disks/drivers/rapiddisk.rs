@@ -46,14 +46,16 @@ impl Module {
 
     /// What the module lists by itself. The module holds a lock of its own while it lists, and while
     /// it frees a disk. So while a disk is being destroyed this list is not asked for, and each disk
-    /// is looked at instead: a read does not wait for a change. `None` if the module is not loaded.
-    fn listed(&self, root: &Root) -> Result<Option<HashMap<DiskName, rapiddisk::Row>>> {
+    /// is looked at instead: a read does not wait for a change. `None` if the module is not loaded. Says also
+    /// whether these are all.
+    fn listed(&self, root: &Root) -> Result<Option<(HashMap<DiskName, rapiddisk::Row>, bool)>> {
         let closed = self.closed();
         if !closed.is_empty() {
-            return Ok(Some(HashMap::new()));
+            return Ok(Some((HashMap::new(), false)));
         }
-        let rows = rapiddisk::devices(root).cannot("list the RAM disks")?;
-        Ok(rows.map(|rows| rows.into_iter().map(|row| (DiskName(row.number), row)).collect()))
+        let listed = rapiddisk::devices(root).cannot("list the RAM disks")?;
+        let by_name = |row: rapiddisk::Row| (DiskName(row.number), row);
+        Ok(listed.map(|(rows, is_whole)| (rows.into_iter().map(by_name).collect(), is_whole)))
     }
 
     /// Asks the device itself; `None` if it is gone. A disk that is being destroyed right now counts
@@ -98,12 +100,17 @@ impl Driver for Module {
     }
 
     fn list(&self, root: &Root) -> Result<Vec<RamDisk>> {
-        let Some(mut listed) = self.listed(root)? else { return Ok(Vec::new()) };
+        let Some((mut listed, is_whole)) = self.listed(root)? else { return Ok(Vec::new()) };
+        let names: Vec<_> = match is_whole {
+            true => listed.keys().copied().collect(),
+            false => named_as_disks(root)?.into_iter().map(|(name, _)| name).collect(),
+        };
         let mut disks = Vec::new();
-        for (name, device) in named_as_disks(root)? {
+        for name in names {
             let look = match listed.remove(&name) {
                 Some(row) => {
-                    let read_only = block::is_disk_read_only(root, &device).cannot("list the RAM disks")?;
+                    let read_only = block::is_disk_read_only(root, &name.to_string());
+                    let read_only = read_only.cannot("list the RAM disks")?;
                     Some(Look { size: row.size, used: row.used, read_only })
                 }
                 None => self.look_at(root, name)?,
