@@ -24,9 +24,14 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def initramfs(kernel):
+    """The name that tests/buildroot/lead gives the one for this kernel."""
+    return f"initramfs-{os.path.basename(kernel).removeprefix('vmlinuz-')}.gz"
+
+
 class Guest:
     """A running appliance, its serial console and its API. What it leaves is in the
-    directory `work`. A kernel is started with the initramfs there, and the first of
+    directory `work`. A kernel is started with its initramfs there, and the first of
     `drives` is its root; without one, UEFI firmware looks on the drives for itself.
     What the guest says on its second serial port is in `name`.serial."""
 
@@ -41,7 +46,7 @@ class Guest:
         command += ["-monitor", f"tcp:127.0.0.1:{self.monitor},server=on,wait=off"]
         command += ["-nic", f"user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:{self.port}-:9118"]
         if kernel:
-            command += ["-kernel", kernel, "-initrd", work / "initramfs.gz"]
+            command += ["-kernel", kernel, "-initrd", work / initramfs(kernel)]
             command += ["-append", f"console=tty0 console=ttyS0 quiet panic=-1 net.ifnames=0 {ANY_SPEED} {words}"]
         else:
             command += ["-bios", "/usr/share/ovmf/OVMF.fd"]
