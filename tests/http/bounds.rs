@@ -71,6 +71,30 @@ fn with_every_worker_held_requests_are_refused_in_time_and_instant_ones_answered
     assert_eq!(queued.reply().status, 200);
 }
 
+/// Workers ring no bell for most answers, so that the loop learns of them late.
+#[test]
+fn a_connection_that_has_its_answer_takes_no_place_of_a_new_one() {
+    let daemon = start(Limits { workers: 4, connections: 32, per_address: 16, ..Limits::default() });
+    // Holds the loop until all others wait to be accepted in one turn of it.
+    let mut first = daemon.connect();
+    first.send("GET /instant/wait HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    daemon.until_at_gate(1);
+    let mut others: Vec<_> = (0..40).map(|_| daemon.connect()).collect();
+    for (number, client) in others.iter_mut().enumerate() {
+        // The workers are woken for four at a time. The answer of the first counts, too.
+        let before = 1 + number - number % 4;
+        client.send(&format!(
+            "GET /after/{before}/{number} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        ));
+    }
+    daemon.gate.send(()).unwrap();
+    assert_eq!(first.reply().status, 200);
+    for client in &mut others {
+        let reply = client.reply();
+        assert_eq!(reply.status, 200, "{}", reply.head);
+    }
+}
+
 #[test]
 fn every_state_has_its_deadline() {
     let time = Duration::from_millis(300);

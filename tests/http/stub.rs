@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes of a body that the route `/document` takes.
 pub const DOCUMENT: usize = 4 << 10;
@@ -13,6 +13,9 @@ pub const DOCUMENT: usize = 4 << 10;
 /// The body at `/pieces` has so many pieces of so many bytes.
 pub const PIECES: usize = 1000;
 pub const PIECE: usize = 8 << 10;
+
+/// What the routing of `/after/N` takes at most, if N handlers are never called.
+const ROUTING: Duration = Duration::from_secs(5);
 
 /// Bytes that are part of the program.
 pub static PROGRAM: [u8; 8 << 20] = [b's'; 8 << 20];
@@ -23,6 +26,8 @@ pub struct Seen {
     routed: Mutex<Vec<String>>,
     /// Handlers that came to the gate.
     pub at_gate: AtomicUsize,
+    /// Handlers that were called.
+    answered: AtomicUsize,
     /// Pieces that were made.
     pub pieces: AtomicUsize,
     /// Reads that an I/O thread carried out itself.
@@ -71,6 +76,13 @@ impl Service for Stub {
     fn route(&self, method: &Method, target: &str) -> Call<Action> {
         self.seen.routed.lock().unwrap().push(target.to_owned());
         assert_ne!(target, "/panic-in-routing");
+        if let Some(answers) = target.strip_prefix("/after/") {
+            let answers = answers.split('/').next().and_then(|number| number.parse().ok()).unwrap();
+            let begin = Instant::now();
+            while self.seen.answered.load(Ordering::SeqCst) < answers && begin.elapsed() < ROUTING {
+                thread::yield_now();
+            }
+        }
         let class = class(method, target);
         let body = if target.starts_with("/document") { DOCUMENT } else { 0 };
         Call { action: Action { method: method.clone(), target: target.to_owned() }, class, body }
@@ -78,6 +90,7 @@ impl Service for Stub {
 
     fn answer(&self, action: &Action, body: &[u8]) -> Response {
         let target = action.target.as_str();
+        self.seen.answered.fetch_add(1, Ordering::SeqCst);
         let on_io_thread = thread::current().name().is_some_and(|name| name.starts_with("io-"));
         if on_io_thread && class(&action.method, target) == Class::Read {
             self.seen.by_io_thread.fetch_add(1, Ordering::SeqCst);
@@ -85,7 +98,7 @@ impl Service for Stub {
         if target.ends_with("/panic") {
             panic!("a handler's fault");
         }
-        if target.starts_with("/wait") {
+        if target.starts_with("/wait") || target == "/instant/wait" {
             self.seen.at_gate.fetch_add(1, Ordering::SeqCst);
             self.gate.lock().unwrap().recv().unwrap();
         }

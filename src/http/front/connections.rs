@@ -185,6 +185,14 @@ impl<S: Service> Connections<S> {
         self.done = done;
     }
 
+    /// Takes the results that are there now, and goes on with what follows from them.
+    pub fn settle(&mut self) {
+        if self.is_busy() {
+            self.take_done();
+            self.advance_ready();
+        }
+    }
+
     /// Goes on with those that can go on without an event.
     pub fn advance_ready(&mut self) {
         for token in self.slots.take_ready() {

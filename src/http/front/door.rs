@@ -162,6 +162,8 @@ fn admit<S: Service>(
     socket: OwnedFd,
     peer: Peer,
 ) -> Result<(), (OwnedFd, Peer)> {
+    // Those that have their answer by now take no place.
+    connections.settle();
     let share = peer.share();
     let limits = &connections.limits();
     let of_share = connections.slots.iter().filter(|(_, conn)| conn.share == share).count();

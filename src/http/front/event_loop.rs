@@ -135,8 +135,7 @@ impl<S: Service> EventLoop<S> {
     /// Takes the results that are there now, and goes on with what follows from them.
     pub fn take_results(&mut self) {
         self.connections.now = Instant::now();
-        self.connections.take_done();
-        self.connections.advance_ready();
+        self.connections.settle();
     }
 
     /// Sleeps until something happens or is due.
