@@ -3,7 +3,7 @@
 
 use crate::support::data::{noise, read, write};
 use crate::support::kernel::{
-    self, Mapped, Process, device, eventually, mounted_out_of_sight, put, settle, size,
+    self, Mapped, Process, Sent, device, eventually, mounted_out_of_sight, put, settle, size,
 };
 use crate::support::{Guest, MIB, PAGE, clean, guest, guest_after, meanwhile, sh, sys};
 
@@ -234,6 +234,12 @@ fn what_a_program_has_mapped_without_a_descriptor_is_left_alone() {
     for change in ["lockRapidDisk", "unlockRapidDisk", "flushRapidDisk"] {
         guest.change(&format!("{change}/rd0"));
     }
+    let sent = Sent::new("/dev/rd0");
+    assert_disk_is_kept(&guest, "rd0", &words);
+    drop(sent);
+    let sent = Sent::new("/dev/sda");
+    assert_source_is_kept(&guest, "sda", &words);
+    drop(sent);
     crate::source::make_partition("sda", 2048, 40960);
     for (mapped, source) in [("sda", "sda"), ("sda1", "sda1"), ("sda1", "sda")] {
         let mapped = Mapped::new(&format!("/dev/{mapped}"));

@@ -3,6 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -11,7 +14,12 @@ use std::time::{Duration, Instant};
 use rapiddiskd::kernel::Root;
 use rapiddiskd::kernel::dm::{Control, Name, Report};
 
+use rustix::cmsg_space;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sendmsg,
+    socketpair,
+};
 
 use super::data::{PAGE, fingerprint};
 
@@ -101,6 +109,31 @@ impl Drop for Mapped {
     fn drop(&mut self) {
         // SAFETY: nobody uses the page any more.
         unsafe { munmap(self.0, PAGE) }.expect("unmapped");
+        settle_after_use();
+    }
+}
+
+/// A descriptor of a device on its way through a socket, which nobody has received. Closed when dropped.
+pub struct Sent(Option<(OwnedFd, OwnedFd)>);
+
+impl Sent {
+    pub fn new(path: &str) -> Sent {
+        let file = fs::File::options().read(true).write(true).open(path).expect(path);
+        let ends = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .expect("a socket");
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+        let mut message = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [file.as_fd()];
+        assert!(message.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        let sent = sendmsg(&ends.0, &[IoSlice::new(b"x")], &mut message, SendFlags::empty());
+        assert_eq!(sent, Ok(1));
+        Sent(Some(ends))
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        self.0 = None;
         settle_after_use();
     }
 }
