@@ -17,7 +17,7 @@ use crate::support::kernel::{
 use crate::support::{Client, Daemon, Guest, MIB, guest, meanwhile, sh, sys};
 
 /// The lists show what the kernel has, and nothing in the kernel is incomplete.
-fn assert_truth(client: &Client) {
+pub fn assert_truth(client: &Client) {
     settle();
     let volumes = client.read("listRapidDiskVolumes");
     let disk = |name: String| {
@@ -349,7 +349,7 @@ fn report(line: &str) {
     writeln!(std::io::stdout(), "{line}").expect("stdout");
 }
 
-fn resident_kib(pid: u32) -> u64 {
+pub fn resident_kib(pid: u32) -> u64 {
     let status = sys(&format!("/proc/{pid}/status")).expect("its status");
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
     line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number")

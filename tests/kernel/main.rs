@@ -28,6 +28,7 @@ mod ramdisk;
 mod rapiddisk;
 mod reference;
 mod refusal;
+mod small;
 mod source;
 mod stock;
 mod suspended;

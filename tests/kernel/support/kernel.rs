@@ -169,7 +169,8 @@ pub const POOL: &str = "/run/rapiddiskd/disks";
 
 /// Whether this guest is without RapidDisk's modules.
 pub fn is_stock() -> bool {
-    std::env::var("RAPIDDISKD_GUEST").is_ok_and(|mode| mode == "kernel-stock") || is_brd()
+    let is_stock = |mode: String| ["kernel-stock", "kernel-small"].contains(&&*mode);
+    std::env::var("RAPIDDISKD_GUEST").is_ok_and(is_stock) || is_brd()
 }
 
 /// Whether the RAM disks of this guest are those of brd.
