@@ -56,13 +56,16 @@ impl Caches {
         block: Option<BlockSize>,
     ) -> Result<NewCache> {
         let wanted = Wanted { block, ..self.resolve(disk, source, policy)? };
-        let _held = self.machine.hold(vec![
+        let mut keys = vec![
             Key::disk(disk),
             Key::Device(wanted.device.1.clone()),
             // The source may be a mapping, which others know by its own name.
             Key::Mapping(usage::shown_name(&self.machine.root, &wanted.device.1)?),
             Key::Mapping(wanted.name.to_string()),
-        ])?;
+        ];
+        // Or a partition, of which another call may take the whole disk.
+        keys.extend(self.whole_disk(wanted.device.0)?.map(Key::Device));
+        let _held = self.machine.hold(keys)?;
         let checked = self.check(&wanted)?;
         self.build(wanted, checked)
     }
@@ -189,6 +192,14 @@ impl Caches {
             )));
         }
         Ok(found)
+    }
+
+    /// The kernel's name of the disk that a partition is on.
+    fn whole_disk(&self, partition: Dev) -> Result<Option<String>> {
+        let root = &self.machine.root;
+        let disk = block::whole(root, partition)
+            .and_then(|disk| disk.map_or(Ok(None), |disk| block::name_of(root, disk)));
+        disk.cannot("look for the disk of a partition")
     }
 
     /// The mapping of this name, however its node in `/dev/mapper` is named: udev and libdevmapper write some
