@@ -12,12 +12,17 @@ pub const TREE: &str = "/sys/kernel/config/nvmet";
 pub const HOST: &str = "nqn.2024-01.org.example:host";
 pub const STRANGER: &str = "nqn.2024-01.org.example:stranger";
 
-pub fn guest_with_nvmet() -> Guest {
-    let guest = guest();
+/// Loads what exports need.
+pub fn load_nvmet() {
     sh("modprobe -a configfs nvmet nvmet-tcp nvme-tcp");
     if !works("mountpoint -q /sys/kernel/config") {
         sh("mount -t configfs none /sys/kernel/config");
     }
+}
+
+pub fn guest_with_nvmet() -> Guest {
+    let guest = guest();
+    load_nvmet();
     guest
 }
 

@@ -17,7 +17,7 @@ use crate::support::kernel::{
 use crate::support::{Client, Daemon, Guest, MIB, guest, meanwhile, sh, sys};
 
 /// The lists show what the kernel has, and nothing in the kernel is incomplete.
-pub fn assert_truth(client: &Client) {
+fn assert_truth(client: &Client) {
     settle();
     let volumes = client.read("listRapidDiskVolumes");
     let disk = |name: String| {
@@ -113,7 +113,7 @@ fn change(client: Client, policy: &str) -> bool {
     made.iter().all(|reply| reply.is_ok())
 }
 
-fn abbreviated(policy: &str) -> &'static str {
+pub fn abbreviated(policy: &str) -> &'static str {
     match policy {
         "write-through" => "wt",
         "write-around" => "wa",

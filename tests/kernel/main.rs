@@ -22,6 +22,7 @@ mod life;
 mod listing;
 mod modules;
 mod nvme;
+mod pairs;
 mod privileges;
 mod quiesce;
 mod ramdisk;

@@ -364,8 +364,9 @@ impl State {
         let mut state = BTreeMap::new();
         for disk in names("/sys/block") {
             let dir = format!("/sys/block/{disk}");
-            // The daemon removes those that are free, in its own time.
-            if disk.starts_with("loop") && !Path::new(&format!("{dir}/loop")).exists() {
+            // The daemon removes those that are free, in its own time. Those of brd stay.
+            let is_free_loop = disk.starts_with("loop") && !Path::new(&format!("{dir}/loop")).exists();
+            if is_free_loop || disk.starts_with("ram") && names(&format!("{dir}/holders")).is_empty() {
                 continue;
             }
             let attribute = |name: &str| sys(&format!("{dir}/{name}")).unwrap_or_default();
