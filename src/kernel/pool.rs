@@ -80,9 +80,9 @@ pub fn lengths(root: &Root) -> Result<Vec<(String, u64)>> {
     dir.names()?.into_iter().filter_map(|name| look(name).transpose()).collect()
 }
 
-/// Whether it has more than `files` files. One that somebody has unlinked counts: it lives on for as long as its
-/// device.
-pub fn has_more_than(root: &Root, files: usize) -> Result<bool> {
+/// Whether it may have others than `files` files. One that somebody has unlinked counts: it lives on for as long as
+/// its device.
+pub fn has_other_than(root: &Root, files: usize) -> Result<bool> {
     // The directory itself counts.
     let counts = |stat: StatFs| stat.f_files.checked_sub(stat.f_ffree) != Some(files as u64 + 1);
     Ok(mounted(root)?.is_some_and(counts))

@@ -120,6 +120,11 @@ impl<S: Service> Connections<S> {
         self.dispatcher.budget.busy() > 0
     }
 
+    /// Whether so many requests wait, or are at workers, that one address may be near its bound.
+    pub fn are_many_busy(&self) -> bool {
+        self.dispatcher.budget.busy() >= self.limits().per_address / 2
+    }
+
     /// Whether any can go on without an event.
     pub fn has_ready(&self) -> bool {
         self.slots.has_ready()
@@ -187,10 +192,8 @@ impl<S: Service> Connections<S> {
 
     /// Takes the results that are there now, and goes on with what follows from them.
     pub fn settle(&mut self) {
-        if self.is_busy() {
-            self.take_done();
-            self.advance_ready();
-        }
+        self.take_done();
+        self.advance_ready();
     }
 
     /// Goes on with those that can go on without an event.

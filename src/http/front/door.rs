@@ -162,8 +162,10 @@ fn admit<S: Service>(
     socket: OwnedFd,
     peer: Peer,
 ) -> Result<(), (OwnedFd, Peer)> {
-    // Those that have their answer by now take no place.
-    connections.settle();
+    if connections.are_many_busy() {
+        // Those that have their answer by now take no place.
+        connections.settle();
+    }
     let share = peer.share();
     let limits = &connections.limits();
     let of_share = connections.slots.iter().filter(|(_, conn)| conn.share == share).count();

@@ -28,6 +28,19 @@ fn make(guest: &Guest, drivers: &[&str]) {
     }
 }
 
+/// Makes a disk of zram by hand, and gives its path.
+fn zram() -> String {
+    sh("modprobe zram num_devices=0");
+    let number = sh("cat /sys/class/zram-control/hot_add");
+    sh(&format!("echo 64M >/sys/block/zram{number}/disksize"));
+    format!("/dev/zram{number}")
+}
+
+/// Ends all disks of zram.
+fn end_zram() {
+    sh("rmmod zram");
+}
+
 /// What fio does on a file or a device of 64 MiB.
 #[derive(Clone, Copy)]
 struct Load {

@@ -4,9 +4,9 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::{FILE, compare, make, median};
+use super::{FILE, compare, end_zram, make, median, zram};
 use crate::support::kernel::{Process, eventually, put};
-use crate::support::{Client, MIB, clean, guest, guest_after};
+use crate::support::{Client, MIB, clean, guest, guest_after, sh};
 
 const DISKS: u32 = 1000;
 const LISTS: usize = 15;
@@ -55,8 +55,10 @@ fn listing_a_thousand_disks() {
 #[test]
 fn disks_of_the_module_beside_the_others() {
     let guest = guest();
-    make(&guest, &["rapiddisk", "loop", "zram"]);
-    let places =
-        [("rapiddisk", "/dev/rd0"), ("loop", "/dev/rd1"), ("zram", "/dev/rd2"), ("tmpfs file", FILE)];
+    sh("modprobe loop");
+    make(&guest, &["rapiddisk", "loop"]);
+    let zram = zram();
+    let places = [("rapiddisk", "/dev/rd0"), ("loop", "/dev/rd1"), ("zram", &zram), ("tmpfs file", FILE)];
     compare(&places, &[]);
+    end_zram();
 }

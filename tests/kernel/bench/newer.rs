@@ -1,6 +1,6 @@
 //! On Linux 6.12, whose `brd` can discard.
 
-use super::{FILE, Load, Target, compare, make, median, time};
+use super::{FILE, Load, Target, compare, end_zram, make, median, time, zram};
 use crate::support::{guest, guest_with, sh};
 
 /// Disks that are there while others are made and removed, and how many these are.
@@ -10,14 +10,15 @@ const CHANGES: u32 = 20;
 #[test]
 fn disks_of_brd_and_zram_beside_loop() {
     let guest = guest();
-    make(&guest, &["brd", "zram", "loop"]);
+    make(&guest, &["brd", "loop"]);
+    let zram = zram();
     // The kernel makes it when it is opened. The daemon's have other numbers.
     sh("mknod /dev/ram900 b 1 900");
     let places = [
         ("brd", "/dev/ram900"),
         ("mapped brd", "/dev/rd0"),
-        ("zram", "/dev/rd1"),
-        ("loop", "/dev/rd2"),
+        ("zram", &zram),
+        ("loop", "/dev/rd1"),
         ("tmpfs file", FILE),
     ];
     let beside_loop = |load: &Load| match load {
@@ -32,12 +33,13 @@ fn disks_of_brd_and_zram_beside_loop() {
         Target { place: "zram", beside: "loop", least: &reads },
     ];
     compare(&places, &targets);
+    end_zram();
 }
 
 #[test]
 fn a_thousand_disks_of_brd_and_of_loop() {
     for driver in ["brd", "loop"] {
-        let guest = guest_with(&["--ram-driver", driver]);
+        let guest = guest_with(&["--ram-driver", driver, "--memory-limit", "4G"]);
         let change = |path: &str| time(|| drop(guest.change(path)));
         let last = format!("removeRapidDisk/rd{DISKS}");
         let first = change("createRapidDisk/1");

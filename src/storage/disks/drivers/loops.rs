@@ -58,7 +58,7 @@ impl Driver for Loops {
         }
         let may_be_there = || {
             let names = pool::names(root)?;
-            Ok(names.contains(&file) || pool::has_more_than(root, names.len())?)
+            Ok(names.contains(&file) || pool::has_other_than(root, names.len())?)
         };
         if may_be_there().cannot(format_args!("look for {name}"))? {
             device_over(root, &file)
@@ -69,7 +69,7 @@ impl Driver for Loops {
 
     fn devices(&self, root: &Root) -> Result<Vec<(DiskName, String)>> {
         // Most hosts then need no look at each loop device.
-        if !pool::has_more_than(root, 0).cannot("list the RAM disks")? {
+        if !pool::has_other_than(root, 0).cannot("list the RAM disks")? {
             return Ok(Vec::new());
         }
         let named = |(device, file): (String, String)| Some((disk_of_file(root, &file)?, device));
@@ -99,7 +99,7 @@ impl Driver for Loops {
             }))
         };
         let what = "list the RAM disks";
-        if !pool::has_more_than(root, 0).cannot(what)? {
+        if !pool::has_other_than(root, 0).cannot(what)? {
             return Ok(Vec::new());
         }
         let listed = self.devices(root)?.into_iter().filter_map(|disk| look(disk).transpose());
@@ -140,7 +140,7 @@ impl Driver for Loops {
         let files = pool::lengths(root).cannot(what)?;
         let names = files.iter().filter_map(|(file, _)| disk_named(file)).collect();
         let mut claims = Claims { names, bytes: sum(&files) };
-        if pool::has_more_than(root, files.len()).cannot(what)? {
+        if pool::has_other_than(root, files.len()).cannot(what)? {
             for (name, device) in self.devices(root)? {
                 if !claims.names.contains(&name) {
                     let size = block::size_of_disk(root, &device).cannot(what)?;
