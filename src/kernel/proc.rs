@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, readlinkat, sta
 use rustix::io::Errno;
 
 use super::block::{Dev, dev_of_node, exists};
+use super::root::room_for;
 use super::{Error, Result, Root};
 
 /// One mount of a device.
@@ -29,7 +30,9 @@ pub struct Mount {
 
 /// The mounts this process sees (`/proc/self/mountinfo`).
 pub fn mounts(root: &Root) -> Result<Vec<Mount>> {
-    Ok(root.text("proc/self/mountinfo")?.lines().filter_map(parse_mount).collect())
+    let text = root.text("proc/self/mountinfo")?;
+    room_for(text.lines().count())?;
+    Ok(text.lines().filter_map(parse_mount).collect())
 }
 
 /// How many mount namespaces are looked into.
@@ -47,6 +50,7 @@ pub fn mounts_elsewhere(root: &Root) -> Result<Vec<(Mount, Opener)>> {
             continue;
         }
         let Ok(text) = root.text(format!("proc/{pid}/mountinfo")) else { continue };
+        room_for(found.len() + text.lines().count())?;
         found.extend(text.lines().filter_map(parse_mount).map(|mount| (mount, opener(root, pid))));
         if seen.len() > MOST_NAMESPACES {
             break;

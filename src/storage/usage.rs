@@ -247,18 +247,47 @@ fn claim_alone(
     }
 }
 
-/// Refuses a partition whose disk somebody may use as a whole. Who has another partition of it open counts as
-/// an opener of the disk, too: then only who can be seen counts.
+/// Refuses a partition whose disk somebody may use as a whole. Who has a partition of it open counts as an opener
+/// of the disk, too: while one is open, only who can be seen counts.
 fn check_disk_of(root: &Root, dev: Dev, name: impl fmt::Display) -> Result<()> {
     let Some(disk) = block::whole(root, dev).cannot(LOOK)? else { return Ok(()) };
-    let device = block::name_of(root, disk).cannot(LOOK)?.unwrap_or_default();
-    if openers::open(root, &device, Mode::Read).cannot(format_args!("open {device}"))?.1 {
+    if is_alone(root, disk)? {
         return Ok(());
     }
-    match settled(|| users_of(root, &[disk]))?.first() {
-        Some(user) => Err(in_use(name, user)),
-        None => Ok(()),
+    if let Some(user) = settled(|| users_of(root, &[disk]))?.first() {
+        return Err(in_use(name, user));
     }
+    let partitions = block::partitions(root, disk).cannot(LOOK)?;
+    // Whether the disk is open, and none of its partitions is.
+    let is_used = || {
+        let is_open = !is_alone(root, disk)?;
+        Ok(is_open && partitions.iter().all(|&partition| is_alone(root, partition) == Ok(true)))
+    };
+    let mut used = Ok(true);
+    // udev's rules are gone a moment later.
+    wait_until(PROBING, || {
+        used = is_used();
+        used != Ok(true)
+    });
+    match used? {
+        true => Err(in_use(name, &hidden_user(root, disk, User::Opener)?)),
+        false => Ok(()),
+    }
+}
+
+fn is_alone(root: &Root, dev: Dev) -> Result<bool> {
+    let device = block::name_of(root, dev).cannot(LOOK)?.unwrap_or_default();
+    Ok(openers::open(root, &device, Mode::Read).cannot(format_args!("open {device}"))?.1)
+}
+
+/// Refuses a device if its node leads elsewhere, or nowhere: the kernel would take what the path leads to.
+pub fn check_node(root: &Root, dev: Dev, device: &str, name: impl fmt::Display) -> Result<()> {
+    let node = block::node(root, device);
+    let leads_to = block::dev_of_node(&node).cannot(format_args!("look at {}", node.display()))?;
+    if leads_to == Some(dev) {
+        return Ok(());
+    }
+    Err(Error::Conflict(format!("{} does not lead to {name}; remove what is there", node.display())))
 }
 
 /// Claims the device that `name` stands for, whatever else uses it. A mount in another mount namespace

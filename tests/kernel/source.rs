@@ -8,7 +8,7 @@ use crate::support::data::{assert_same_data, noise, read, write};
 use crate::support::kernel::{
     cache_driver, dm_of, eventually, is_stock, map, mappings, names, policies, settle, size,
 };
-use crate::support::{Guest, MIB, PAGE, guest, sh};
+use crate::support::{Guest, MIB, PAGE, guest, sh, sys};
 
 /// Gives a disk one partition, in sectors.
 pub fn make_partition(disk: &str, start: u32, sectors: u32) {
@@ -137,6 +137,18 @@ fn a_link_to_a_device_is_a_name_of_it() {
     sh("mkdir -p /dev/disk/by-test; ln -sf ../../sda /dev/disk/by-test/the-disk");
     assert_cacheable(&guest, 8, "disk%2Fby-test%2Fthe-disk", &["write-through", "writeback"]);
     sh("rm -r /dev/disk/by-test");
+}
+
+#[test]
+fn a_source_whose_node_leads_to_another_device_is_refused() {
+    let guest = guest();
+    guest.disk(16);
+    let other = sys("/sys/block/sda/dev").expect("its number").replace(':', " ");
+    sh(&format!("mkdir -p /dev/disk/by-id && mv /dev/sdb /dev/disk/by-id/same && mknod /dev/sdb b {other}"));
+    let path = |policy: &&str| format!("createRapidDiskCache/rd0/disk%2Fby-id%2Fsame/{policy}");
+    let paths: Vec<_> = policies().iter().map(path).collect();
+    guest.refuses_each(&paths, 409, &["/dev/sdb does not lead to disk/by-id/same"]);
+    sh("mv -f /dev/disk/by-id/same /dev/sdb");
 }
 
 #[test]

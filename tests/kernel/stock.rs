@@ -214,6 +214,21 @@ fn what_others_take_from_a_disk_is_shown_and_put_right_by_the_next_change() {
 }
 
 #[test]
+fn a_locked_disk_that_shrinks_stays_locked_whatever_is_in_the_place_of_its_link() {
+    let guest = loop_guest(&[]);
+    guest.disk(16);
+    guest.change("lockRapidDisk/rd0");
+    sh("rm /dev/rd0; echo of a script >/dev/rd0");
+    let shrunk = guest.change("resizeRapidDisk/rd0/8");
+    assert!(shrunk["message"].as_str().is_some_and(|said| said.contains("left over")), "{shrunk}");
+    let listed = guest.listed("rd0");
+    assert_eq!((&listed["status"], &listed["size"]), (&json!("locked"), &json!(8 * MIB)));
+    sh("rm /dev/rd0");
+    guest.change("unlockRapidDisk/rd0");
+    guest.change("removeRapidDisk/rd0");
+}
+
+#[test]
 fn a_removal_that_leaves_its_link_says_so_and_the_next_start_removes_it() {
     let mut guest = loop_guest(&[]);
     guest.disk(8);

@@ -241,7 +241,7 @@ fn what_a_program_has_mapped_without_a_descriptor_is_left_alone() {
     assert_source_is_kept(&guest, "sda", &words);
     drop(sent);
     crate::source::make_partition("sda", 2048, 40960);
-    for (mapped, source) in [("sda", "sda"), ("sda1", "sda1"), ("sda1", "sda")] {
+    for (mapped, source) in [("sda", "sda"), ("sda1", "sda1"), ("sda1", "sda"), ("sda", "sda1")] {
         let mapped = Mapped::new(&format!("/dev/{mapped}"));
         assert_source_is_kept(&guest, source, &words);
         drop(mapped);

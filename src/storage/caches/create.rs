@@ -232,6 +232,7 @@ impl Caches {
         if source.sectors == 0 {
             return Err(source.refused("has no medium or no size"));
         }
+        usage::check_node(root, dev, &source.device, wanted.source)?;
         wanted.target.check_source(&source)?;
         let claim = usage::claim_unused(root, dev, wanted.source, Mode::Claim)?;
         let mut start = vec![0; (sectors * SECTOR).min(contents::START) as usize];

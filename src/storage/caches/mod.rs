@@ -197,6 +197,19 @@ impl Caches {
 
     /// The kernel's name of a device. A device that was pulled out has no name any more, although its
     /// cache is there: it is shown by its number.
+    /// Has `/dev/mapper/NAME` lead to the cache again, where somebody has removed the link or changed it.
+    ///
+    /// # Errors
+    /// Something else than a link is there.
+    pub fn repair_node(&self, name: &CacheName, dev: Dev) -> Result<()> {
+        let root = &self.machine.root;
+        if node::is_there(root, name, dev).cannot(format_args!("look at the node of {name}"))? {
+            return Ok(());
+        }
+        node::check_place(root, name)?;
+        node::make(root, name, dev)
+    }
+
     fn device_name(&self, dev: Dev) -> Result<String> {
         let name = block::name_of(&self.machine.root, dev).cannot("look at what a cache stands on")?;
         Ok(name.unwrap_or_else(|| dev.to_string()))

@@ -313,17 +313,12 @@ impl Disks {
 
     /// Refuses a disk if `/dev/rdN` does not lead to it: the kernel would take what the path leads to.
     pub fn check_node(&self, disk: &Device<'_>) -> Result<()> {
-        let node = block::node(&self.machine.root, &disk.name.to_string());
-        let leads_to = block::dev_of_node(&node).cannot(format_args!("look at {}", node.display()))?;
-        if leads_to == Some(disk.dev) {
-            return Ok(());
-        }
-        Err(Error::Conflict(format!(
-            "{} does not lead to {} ({}); remove what is there",
-            node.display(),
-            disk.name,
-            disk.device
-        )))
+        usage::check_node(
+            &self.machine.root,
+            disk.dev,
+            &disk.name.to_string(),
+            format_args!("{} ({})", disk.name, disk.device),
+        )
     }
 
     /// Repairs what a daemon that was killed during a change left. Returns a line for each thing that

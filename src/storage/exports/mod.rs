@@ -116,6 +116,9 @@ impl Exports {
         }
         let dev = self.volume_dev(volume)?;
         self.check_running(volume)?;
+        if let Volume::Cache(name) = volume {
+            self.caches.repair_node(name, dev)?;
+        }
         let ports = self.ports_meant(ports)?;
         // Held until the export is there, so that nobody mounts the volume before.
         let _claim = self.claim_exportable(volume, dev, &nqn)?;

@@ -108,7 +108,8 @@ impl Driver for Loops {
         for (file, size) in pool::lengths(root).cannot(what)? {
             let Some(name) = DiskName::parse(&file).filter(|name| !there.contains(name)) else { continue };
             let Some(usage) = pool::held(root, &file).cannot(what)? else { continue };
-            let fault = Some("has lost its loop device; any change of it attaches one again".to_owned());
+            let fault =
+                Some("has lost its loop device; any change of it attaches one again, unlocked".to_owned());
             let driver = self.name();
             disks.push(RamDisk { name, size, usage, is_measured: true, locked: false, driver, fault });
         }
@@ -309,11 +310,21 @@ fn put_back(root: &Root, name: DiskName, is_detached: bool, is_locked: bool) -> 
     let look = || recover::recover_disk(root, name, device_over(root, &name.to_string())?);
     let first = if is_detached { recover::recover_disk(root, name, None) } else { look() };
     // Once more if the kernel had no memory for it, say: a disk is not to be lost for that.
-    first.or_else(|_| look())?;
-    if !is_locked {
-        return Ok(());
+    let repaired = first.or_else(|_| look()).map(drop);
+    // Also where the link could not be made: somebody may have put a file in its place.
+    let locked = if is_locked { lock_again(root, name) } else { Ok(()) };
+    match (repaired, locked) {
+        (Err(error), Err(lock)) => Err(Error::NotUndone(Box::new(error), vec![lock.to_string()])),
+        (repaired, locked) => repaired.and(locked),
     }
-    let device = linked(root, name, &name.to_string())?.unwrap_or_default();
+}
+
+fn lock_again(root: &Root, name: DiskName) -> Result<()> {
+    let file = name.to_string();
+    let device = match linked(root, name, &file) {
+        Ok(Some(device)) => device,
+        _ => device_over(root, &file)?.unwrap_or_default(),
+    };
     let lock = || block::set_read_only(&block::open(root, &device, Mode::Read)?, true);
     lock().cannot(format_args!("lock {name} again"))
 }
