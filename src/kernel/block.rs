@@ -129,16 +129,17 @@ pub fn is_disk_read_only(root: &Root, name: &str) -> Result<bool> {
 
 /// The name that device-mapper has for a disk; `None` for other disks, and for one that is going.
 pub fn mapped_name(root: &Root, name: &str) -> Result<Option<String>> {
-    unless_removed(root.attribute(format!("sys/block/{name}/dm/name")))
+    unless_removed(|| root.attribute(format!("sys/block/{name}/dm/name")))
 }
 
 /// The UUID that device-mapper has for a disk; `None` for other disks, and for one that is going.
 pub fn mapped_uuid(root: &Root, dev: Dev) -> Result<Option<String>> {
-    unless_removed(attribute(root, dev, "dm/uuid"))
+    unless_removed(|| attribute(root, dev, "dm/uuid"))
 }
 
-fn unless_removed(attribute: Result<Option<String>>) -> Result<Option<String>> {
-    match attribute {
+/// Asks once more after an error: a device that is going gives it again, or is gone.
+fn unless_removed(ask: impl Fn() -> Result<Option<String>>) -> Result<Option<String>> {
+    match ask().or_else(|_| ask()) {
         // What device-mapper says of a device that is being removed.
         Err(error) if error.is(Errno::INVAL) || error.is(Errno::IO) => Ok(None),
         attribute => attribute,

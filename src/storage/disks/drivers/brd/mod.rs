@@ -261,8 +261,7 @@ impl Driver for Brd {
             loaded.or_else(|error| control.clear(&mapping).and(Err(error)))?;
             control.resume(&mapping).map(|()| true)
         };
-        let (shrunk, resumed) =
-            while_suspended(&control, name, shrink).map_err(|error| refused(name, "resize", error))?;
+        let (shrunk, resumed) = while_suspended(&control, name, "resize", shrink)?;
         // After a failure the new table may be in use all the same.
         if !matches!(shrunk, Ok(true)) && block::size_of_disk(root, &disk.device) != Ok(Some(bytes)) {
             return match shrunk.cannot(&what) {
@@ -286,8 +285,7 @@ impl Driver for Brd {
         let (_, number) = below(&control, name).cannot(format_args!("{what} {name}"))?;
         let mut at = HEAD;
         let (cleared, resumed) =
-            while_suspended(&control, name, || brd::clear(root, number, &mut at, HEAD + disk.size))
-                .map_err(|error| refused(name, what, error))?;
+            while_suspended(&control, name, what, || brd::clear(root, number, &mut at, HEAD + disk.size))?;
         // Whoever opens it from here on reads nothing old from the page cache. On a suspended disk this could hang.
         let flushed = match &resumed {
             Ok(()) => block::flush_buffers(&claim).cannot(format_args!("empty the page cache of {name}")),

@@ -9,7 +9,7 @@ use super::label::{self, Label};
 use crate::kernel::block::{self, Dev, SECTOR};
 use crate::kernel::dm::{self, Control, Target};
 use crate::kernel::{self, Root, brd};
-use crate::storage::disks::driver::Device;
+use crate::storage::disks::driver::{Device, refused};
 use crate::storage::disks::drivers::link;
 use crate::storage::error::{Cannot, Error, Result};
 use crate::storage::mapping::{self, not_made, uuid};
@@ -312,26 +312,30 @@ pub fn put_to_use(root: &Root, control: &Control, name: DiskName, dev: Dev, tabl
 }
 
 /// Changes a disk that is claimed while it is suspended: whoever reads or writes waits. Gives what `change`
-/// gives, and whether the disk was resumed. EBUSY: it is open elsewhere, and nothing was changed.
+/// gives, and whether the disk was resumed. It is refused if it is open elsewhere; `verb` completes "cannot …".
 pub fn while_suspended<T>(
     control: &Control,
     name: DiskName,
+    verb: &str,
     change: impl FnOnce() -> T,
-) -> kernel::Result<(T, Result<()>)> {
+) -> Result<(T, Result<()>)> {
     let mapping = disk_mapping(name);
     let check_alone = || match control.info(&mapping)?.open_count {
         // The claim.
         0 | 1 => Ok(()),
         _ => Err(kernel::Error::new(format!("open {name}"), &Errno::BUSY.into())),
     };
-    retry_busy(|| {
+    let resumed = || resume(control, &mapping).cannot(format_args!("resume {name}"));
+    let mut left = Ok(());
+    let suspended = retry_busy(|| {
         check_alone()?;
         control.suspend(&mapping)?;
         // Somebody may have opened it, and even written to it, meanwhile.
-        check_alone().or_else(|error| resume(control, &mapping).and(Err(error)))
-    })?;
+        check_alone().inspect_err(|_| left = resumed())
+    });
+    suspended.map_err(|error| failed(name, refused(name, verb, error), left))?;
     let changed = change();
-    Ok((changed, resume(control, &mapping).cannot(format_args!("resume {name}"))))
+    Ok((changed, resumed()))
 }
 
 /// Ends the suspension of a disk. The kernel forgets a table that it cannot put to use: the second attempt is one
