@@ -26,9 +26,15 @@ impl Quiesce<'_> {
     pub fn run(&self, tell: impl Fn(Result<String>) + Sync) {
         let volumes = self.volumes(&tell);
         thread::scope(|scope| {
+            let mut others = Vec::new();
             for volume in &volumes {
-                scope.spawn(|| self.end(volume, &tell));
+                let work = || self.end(volume, &tell);
+                if thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                    others.push(work);
+                }
             }
+            // Where there is no memory for more threads, in turn: what is not written is lost.
+            others.into_iter().for_each(|work| work());
         });
     }
 
