@@ -351,7 +351,7 @@ fn a_change_in_which_a_system_call_fails_is_done_or_leaves_all_as_it_was() {
     };
     each(&mut native, "createRapidDisk/1", &["removeRapidDisk/rd0"]);
     native.change("createRapidDisk/2");
-    each(&mut native, "createRapidDisk/1", &["removeRapidDisk/rd1"]);
+    each(&mut native, "createRapidDisk/1?driver=loop", &["removeRapidDisk/rd1"]);
     each(&mut native, "resizeRapidDisk/rd0/4", &["resizeRapidDisk/rd0/2"]);
     each(&mut native, "resizeRapidDisk/rd0/1", &["resizeRapidDisk/rd0/2"]);
     each(&mut native, "lockRapidDisk/rd0", &["unlockRapidDisk/rd0"]);
@@ -367,7 +367,7 @@ fn a_change_in_which_a_system_call_fails_is_done_or_leaves_all_as_it_was() {
     for list in ["listRapidDiskVolumes", "listAllResources"] {
         try_each_call(&mut native, ("GET", list), &[], EFFORT, &mut report);
     }
-    report.assert_unbroken(2500);
+    report.assert_unbroken(5000);
 }
 
 #[test]
@@ -381,5 +381,5 @@ fn a_start_in_which_a_system_call_fails_loses_nothing_and_the_next_one_repairs_t
         File::create("/run/rapiddiskd/disks/rd1.part").unwrap();
     };
     try_each_start(&mut native, spoil, 2, &mut report);
-    report.assert_unbroken(150);
+    report.assert_unbroken(500);
 }

@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use filter::{Listener, Notice};
 pub use run::{Effort, Report, Setting, Snapshot, try_each_call, try_each_start};
+#[allow(unused_imports, reason = "only the kernel tests run programs that end")]
+pub use run::{Outcome, try_each_run};
 
 /// What a call is made to fail with.
 const ERRORS: [(i32, &str); 5] = [
@@ -88,7 +90,7 @@ impl Faults {
         let mut state = self.state();
         let State { plan, calls, has_failed } = &mut *state;
         let plan = plan.as_mut()?;
-        if *has_failed && !plan.for_good || is_for_programs(notice) {
+        if *has_failed && !plan.for_good || is_spared(notice) {
             return None;
         }
         if let Some(kind) = plan.kind {
@@ -110,13 +112,20 @@ impl Faults {
     }
 }
 
-/// Whether a call goes to other programs or to other threads, and not to the kernel: it is on a socket, a
-/// pipe, an event, or on the log.
-fn is_for_programs(notice: &Notice) -> bool {
-    let takes_descriptor = [libc::SYS_read, libc::SYS_write, libc::SYS_ioctl, libc::SYS_fstat];
-    takes_descriptor.contains(&i64::from(notice.call))
-        && (notice.arguments[0] <= 2
-            || descriptor(notice, notice.arguments[0]).is_none_or(|file| !file.starts_with("/")))
+/// Whether what a call is about keeps it from failing: it is on a socket, a pipe, an event or the log, which
+/// are for other programs and threads; it is for memory of the program itself; or it cannot fail.
+fn is_spared(notice: &Notice) -> bool {
+    let argument = notice.arguments;
+    match i64::from(notice.call) {
+        libc::SYS_read | libc::SYS_write | libc::SYS_ioctl | libc::SYS_fstat => {
+            argument[0] <= 2 || descriptor(notice, argument[0]).is_none_or(|file| !file.starts_with("/"))
+        }
+        libc::SYS_mmap => argument[3] & libc::MAP_ANONYMOUS as u64 != 0,
+        libc::SYS_fcntl => argument[1] == libc::F_GETFD as u64,
+        // It asks for a limit.
+        libc::SYS_prlimit64 => argument[2] == 0,
+        _ => false,
+    }
 }
 
 fn descriptor(notice: &Notice, number: u64) -> Option<PathBuf> {
@@ -125,25 +134,26 @@ fn descriptor(notice: &Notice, number: u64) -> Option<PathBuf> {
 
 /// The name of a call with the path or the open file that it is about.
 fn describe(notice: &Notice) -> String {
-    let name =
-        filter::CALLS.iter().find(|(number, _)| *number == i64::from(notice.call)).map_or("?", |it| it.1);
-    let at = match name {
-        "read" | "write" | "pread64" | "pwrite64" | "lseek" | "ftruncate" | "fallocate" | "fstatfs"
-        | "fstat" | "getdents64" | "fsync" | "fdatasync" | "fchmod" | "sync" | "socket" => None,
-        "ioctl" => {
-            let file = descriptor(notice, notice.arguments[0]).unwrap_or_default();
-            return format!("ioctl {:#x} {}", notice.arguments[1], file.display());
-        }
-        "mount" => Some(1),
-        _ if name.ends_with("at") || name == "statx" => Some(1),
-        _ => Some(0),
+    let number = i64::from(notice.call);
+    let Some((_, name)) = filter::NAMES.iter().find(|(of, _)| *of == number) else {
+        return format!("call {number}");
     };
-    match at {
-        Some(at) => format!("{name} {}", text(notice, notice.arguments[at])),
-        None => {
-            let file = descriptor(notice, notice.arguments[0]).unwrap_or_default();
-            format!("{name} {}", file.display())
+    let file = |at: usize| descriptor(notice, notice.arguments[at]).unwrap_or_default();
+    let path = |at: usize| text(notice, notice.arguments[at]);
+    match *name {
+        "read" | "write" | "pread64" | "pwrite64" | "lseek" | "ftruncate" | "fallocate" | "fstatfs"
+        | "fstat" | "getdents64" | "fsync" | "fdatasync" | "fchmod" | "fcntl" | "flock" | "fadvise64"
+        | "splice" => {
+            format!("{name} {}", file(0).display())
         }
+        "ioctl" => format!("ioctl {:#x} {}", notice.arguments[1], file(0).display()),
+        "mmap" => format!("mmap {}", file(4).display()),
+        "mount" => format!("mount {}", path(1)),
+        "open" | "umount2" | "mkdir" | "rmdir" | "unlink" | "symlink" | "rename" | "mknod" | "chmod"
+        | "statfs" | "stat" | "lstat" | "access" | "readlink" => format!("{name} {}", path(0)),
+        _ if name.ends_with("at") || *name == "statx" => format!("{name} {}", path(1)),
+        // It is about the process.
+        name => name.to_owned(),
     }
 }
 
