@@ -12,6 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use imports::Imports;
+use rapiddiskd::api::routes::{ENDPOINTS, Verb};
 
 const TOP: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -300,6 +301,32 @@ fn the_pages_have_every_option_and_every_path_of_the_api() {
     assert!(paths.len() >= 14, "only {} paths found", paths.len());
     for path in paths {
         assert!(page.contains(&format!("/v1/{path}")), "src/api/README.md lacks {path}");
+    }
+}
+
+/// The first text of each call of `each` in these files is the path of a change whose system calls fail.
+#[test]
+fn the_system_calls_of_each_change_are_made_to_fail() {
+    let files = ["tests/native.rs", "tests/kernel/inject.rs"].map(read);
+    let injected: Vec<_> = files
+        .iter()
+        .flat_map(|text| text.split(" each(").skip(1).filter_map(|rest| rest.split('"').nth(1)))
+        .map(|path| path.split_once('?').unwrap_or((path, "")))
+        .collect();
+    assert!(injected.len() >= 30, "only {injected:?} found");
+    for endpoint in ENDPOINTS.iter().filter(|endpoint| endpoint.verb == Verb::Post) {
+        let path = endpoint.path.trim_start_matches("/v1/");
+        let is_it = |other: &str| {
+            other.split('/').count() == path.split('/').count()
+                && other.split('/').next() == path.split('/').next()
+        };
+        let queries: Vec<_> =
+            injected.iter().filter(|(other, _)| is_it(other)).map(|(_, query)| query).collect();
+        assert!(!queries.is_empty(), "no system call of {path} is made to fail");
+        for option in endpoint.options {
+            let is_given = queries.iter().any(|query| query.starts_with(&format!("{}=", option.name)));
+            assert!(is_given, "no system call of {path}?{}= is made to fail", option.name);
+        }
     }
 }
 

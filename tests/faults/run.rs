@@ -79,7 +79,8 @@ impl Report {
 }
 
 /// How the names of the calls begin that change something.
-const CHANGES: [&str; 11] = [
+const CHANGES: [&str; 12] = [
+    "clone",
     "ioctl",
     "write",
     "pwrite",

@@ -4,17 +4,32 @@
 use std::fs::{self, File};
 use std::ops::Deref;
 use std::os::unix::fs::FileExt;
-use std::process::ExitStatus;
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
 
 use serde_json::Value;
 
 use crate::export::{HOST, STRANGER, guest_with_nvmet};
-use crate::faults::{Effort, Faults, Report, Setting, Snapshot, try_each_call, try_each_start};
-use crate::support::kernel::{State, has_udev, holders, loops, policies};
-use crate::support::{Guest, guest};
+use crate::faults::{
+    Effort, Faults, Outcome, Report, Setting, Snapshot, try_each_call, try_each_run, try_each_start,
+};
+use crate::support::data::{PAGE, noise, read, try_write, write};
+use crate::support::kernel::{
+    State, all_mappings, attribute, below, device, has_udev, holders, is_brd, is_suspended, loops, map,
+    mappings, names, policies, ram_driver,
+};
+use crate::support::{Guest, guest, sh};
 
 /// Guests are slow.
 const EFFORT: Effort = Effort { errors: 1, alike: 1 };
+
+/// Where only the calls fail that change something: what else is looked at is so in other tests, too.
+const CHANGES_ALONE: Effort = Effort { errors: 1, alike: 0 };
+
+/// Another driver of RAM disks changes the kernel in other ways, and looks at it in the same ones.
+fn effort() -> Effort {
+    if is_brd() { CHANGES_ALONE } else { EFFORT }
+}
 
 /// A guest with a daemon whose calls can fail.
 struct Injected {
@@ -58,6 +73,7 @@ impl Setting for Injected {
             }
             None => true,
         });
+        add_ram_disks(&mut state);
         for (device, file) in loops() {
             let name = file.rsplit('/').next().expect("a name");
             let (from, to) = (format!("/sys/block/{device}"), format!("/sys/block/{name}"));
@@ -72,6 +88,7 @@ impl Setting for Injected {
     }
 
     fn fill(&self) {
+        fill_cache();
         if holders("rd0").is_empty() {
             // Not while it is locked.
             let _ = File::options().write(true).open("/dev/rd0").and_then(|disk| {
@@ -94,44 +111,146 @@ impl Setting for Injected {
     }
 }
 
+/// The data that is in a writeback cache and not on its source.
+fn cached() -> Vec<u8> {
+    noise(1, PAGE)
+}
+
+/// Where the test of a writeback cache has its data, and its source.
+const SOURCE: &str = "/dev/mapper/weak";
+const CACHE: &str = "/dev/mapper/rc-wb_weak";
+
+/// Puts data into a writeback cache that its source has not.
+fn fill_cache() {
+    if Path::new(SOURCE).exists() {
+        write("/dev/sda", 0, &noise(2, PAGE));
+    }
+    if Path::new(CACHE).exists() {
+        // One that has met an error takes none.
+        let _ = try_write(CACHE, 0, &cached());
+    }
+}
+
+/// What whoever used the cache finds now: in the cache, or on its source. `None` while it would wait.
+fn cached_data() -> Option<Vec<u8>> {
+    let is_waiting = |name: &str| mappings().contains(&name.to_owned()) && is_suspended(name);
+    if is_waiting("rc-wb_weak") || is_waiting("weak") {
+        return None;
+    }
+    let at = [CACHE, SOURCE].into_iter().find(|path| Path::new(path).exists())?;
+    Some(read(at, 0, PAGE))
+}
+
+/// The nodes of the RAM disks, and what the disks of brd hold that belong to none. Those that hold nothing are
+/// passed over: the kernel never removes them.
+fn add_ram_disks(state: &mut Snapshot) {
+    for node in names("/dev").into_iter().filter(|name| name.starts_with("rd")) {
+        let leads_to = fs::read_link(format!("/dev/{node}")).map(|to| to == Path::new(&device(&node)));
+        state.insert(format!("/dev/{node}"), format!("leads to its device: {:?}", leads_to.ok()));
+    }
+    if !is_brd() {
+        return;
+    }
+    let taken: Vec<_> = all_mappings().iter().filter_map(|disk| below(disk)).collect();
+    let is_brd_disk = |name: &String| name.starts_with("ram");
+    for ram in names("/sys/block").into_iter().filter(is_brd_disk) {
+        state.remove(&format!("/sys/block/{ram}"));
+        let pages = fs::read_to_string(format!("/sys/kernel/debug/ramdisk_pages/{ram}")).expect("debugfs");
+        if !taken.contains(&ram) && !["0", "1"].contains(&pages.trim()) {
+            state.insert(format!("{ram}, which nobody has"), format!("{pages} pages"));
+        }
+    }
+    // Another disk of brd is as good.
+    let unnumbered = |mut text: String| {
+        for disk in &taken {
+            text = text.replace(disk, "ramK");
+            text = text.replace(&format!("minor: {} }}", &disk["ram".len()..]), "minor: K }");
+        }
+        text
+    };
+    *state =
+        std::mem::take(state).into_iter().map(|(key, value)| (unnumbered(key), unnumbered(value))).collect();
+    // A mapping gets the lowest number that is free.
+    for device in names("/sys/block").into_iter().filter(|name| name.starts_with("dm-")) {
+        let name = attribute(&device, "dm/name");
+        if let Some((name, value)) = name.zip(state.remove(&format!("/sys/block/{device}"))) {
+            state.insert(format!("/sys/block/{name}"), value);
+        }
+    }
+}
+
 /// Lets the calls of a change fail, each with one of the errors.
 fn each(guest: &mut Injected, report: &mut Report, path: &str, back: &[&str]) {
-    try_each_call(guest, ("POST", path), back, EFFORT, report);
+    try_each_call(guest, ("POST", path), back, effort(), report);
 }
 
 #[test]
 fn a_change_of_a_disk_is_done_or_leaves_all_as_it_was() {
     let mut guest = Injected::new(guest(), false);
     let mut report = Report::default();
+    let report = &mut report;
     guest.disk(1);
-    each(&mut guest, &mut report, "createRapidDisk/1", &["removeRapidDisk/rd1"]);
-    each(&mut guest, &mut report, "resizeRapidDisk/rd0/2", &["flushRapidDisk/rd0", "resizeRapidDisk/rd0/1"]);
-    each(&mut guest, &mut report, "lockRapidDisk/rd0", &["unlockRapidDisk/rd0"]);
-    each(&mut guest, &mut report, "flushRapidDisk/rd0", &[]);
-    each(&mut guest, &mut report, "removeRapidDisk/rd0", &["createRapidDisk/1"]);
-    report.assert_unbroken(100);
+    each(&mut guest, report, &format!("createRapidDisk/1?driver={}", ram_driver()), &["removeRapidDisk/rd1"]);
+    each(&mut guest, report, "resizeRapidDisk/rd0/2", &["flushRapidDisk/rd0", "resizeRapidDisk/rd0/1"]);
+    guest.change("resizeRapidDisk/rd0/2");
+    each(&mut guest, report, "resizeRapidDisk/rd0/1", &["resizeRapidDisk/rd0/2"]);
+    each(&mut guest, report, "lockRapidDisk/rd0", &["unlockRapidDisk/rd0"]);
+    guest.change("lockRapidDisk/rd0");
+    each(&mut guest, report, "unlockRapidDisk/rd0", &["lockRapidDisk/rd0"]);
+    guest.change("unlockRapidDisk/rd0");
+    each(&mut guest, report, "flushRapidDisk/rd0", &[]);
+    each(&mut guest, report, "removeRapidDisk/rd0", &["createRapidDisk/2"]);
+    report.assert_unbroken(if is_brd() { 60 } else { 150 });
 }
 
 #[test]
 fn a_change_of_a_cache_is_done_or_leaves_all_as_it_was() {
     let mut guest = Injected::new(guest(), true);
     let mut report = Report::default();
+    let report = &mut report;
     guest.disk(16);
-    for policy in policies() {
+    // The driver of the RAM disk matters little to a cache.
+    let policies = if is_brd() { &policies()[..1] } else { policies() };
+    for policy in policies {
         let make = format!("createRapidDiskCache/rd0/sda/{policy}");
         let cache = guest.cache("rd0", "sda", policy);
         let remove = format!("removeRapidDiskCache/{cache}");
         guest.change(&remove);
-        each(&mut guest, &mut report, &make, &[&remove]);
+        each(&mut guest, report, &make, &[&remove]);
         guest.change(&make);
         // A superblock that could not be cleared is left over until the disk is flushed.
-        each(&mut guest, &mut report, &remove, &["flushRapidDisk/rd0", &make]);
-        try_each_call(&mut guest, ("GET", "listRapidDiskVolumes"), &[], EFFORT, &mut report);
+        each(&mut guest, report, &format!("removeRapidDiskCache/{cache}"), &["flushRapidDisk/rd0", &make]);
+        if is_brd() {
+            break;
+        }
+        try_each_call(&mut guest, ("GET", "listRapidDiskVolumes"), &[], EFFORT, report);
         let show = format!("showRapidDiskCacheStats/{cache}");
-        try_each_call(&mut guest, ("GET", &show), &[], EFFORT, &mut report);
+        try_each_call(&mut guest, ("GET", &show), &[], EFFORT, report);
         guest.change(&remove);
     }
-    report.assert_unbroken(100);
+    report.assert_unbroken(if is_brd() { 20 } else { 100 });
+}
+
+/// Its source takes no data, which is given up: only the cache is looked at.
+#[test]
+fn a_writeback_cache_that_is_given_up_is_gone_or_stays() {
+    let mut guest = Injected::new(guest(), true);
+    let mut report = Report::default();
+    let report = &mut report;
+    guest.disk(16);
+    map("weak", "0 65536 linear /dev/sda 0");
+    let make = "createRapidDiskCache/rd0/mapper%2Fweak/writeback?block=512";
+    let remove = "removeRapidDiskCache/rc-wb_weak";
+    let each = |guest: &mut Injected, report: &mut Report, path: &str, back: &[&str]| {
+        try_each_call(guest, ("POST", path), back, CHANGES_ALONE, report);
+    };
+    each(&mut guest, report, "createRapidDiskCache/rd0/mapper%2Fweak/writeback?block=512", &[remove]);
+    sh("modprobe dm-flakey");
+    sh("echo '0 65536 flakey /dev/sda 0 0 60 1 error_writes' | dmsetup load weak");
+    sh("dmsetup suspend --noflush --nolockfs weak && dmsetup resume weak");
+    guest.change(make);
+    each(&mut guest, report, "removeRapidDiskCache/rc-wb_weak?discard=1", &["flushRapidDisk/rd0", make]);
+    report.assert_unbroken(20);
 }
 
 #[test]
@@ -141,16 +260,24 @@ fn a_change_of_an_export_is_done_or_leaves_all_as_it_was() {
     let report = &mut report;
     guest.disk(1);
     each(&mut guest, report, "createNVMePort/1/127.0.0.1/tcp", &["removeNVMePort/1"]);
+    each(&mut guest, report, "createNVMePort/2/127.0.0.1/tcp/4421", &["removeNVMePort/2"]);
     guest.change("createNVMePort/1/127.0.0.1/tcp");
     each(&mut guest, report, "removeNVMePort/1", &["createNVMePort/1/127.0.0.1/tcp"]);
     each(&mut guest, report, "createNVMeTarget/rd0/1", &["removeNVMeTarget/rd0"]);
+    guest.change("createNVMePort/2/127.0.0.1/tcp/4421");
+    // To any host, at both ports.
+    each(&mut guest, report, "createNVMeTarget/rd0/all", &["removeNVMeTarget/rd0"]);
+    guest.change("createNVMeTarget/rd0/all");
+    each(&mut guest, report, "removeNVMeTarget/rd0/2", &["createNVMeTarget/rd0/2"]);
+    guest.change("removeNVMeTarget/rd0");
+    guest.change("removeNVMePort/2");
     let to_host = format!("createNVMeTarget/rd0/all/{HOST}");
-    each(&mut guest, report, &to_host, &["removeNVMeTarget/rd0"]);
+    each(&mut guest, report, &format!("createNVMeTarget/rd0/1/{HOST}"), &["removeNVMeTarget/rd0"]);
     guest.change(&to_host);
     let (allow, deny) = (format!("allowNVMeHost/rd0/{STRANGER}"), format!("denyNVMeHost/rd0/{STRANGER}"));
-    each(&mut guest, report, &allow, &[&deny]);
+    each(&mut guest, report, &format!("allowNVMeHost/rd0/{STRANGER}"), &[&deny]);
     guest.change(&allow);
-    each(&mut guest, report, &deny, &[&allow]);
+    each(&mut guest, report, &format!("denyNVMeHost/rd0/{STRANGER}"), &[&allow]);
     guest.change(&deny);
     // Of which the initiators are told.
     guest.change("resizeRapidDisk/rd0/2");
@@ -163,15 +290,65 @@ fn a_change_of_an_export_is_done_or_leaves_all_as_it_was() {
 }
 
 #[test]
+fn the_end_of_the_machine_loses_nothing_and_says_what_is_not_done() {
+    let mut guest = Injected::new(guest_with_nvmet(), true);
+    let mut report = Report::default();
+    guest.disk(16);
+    guest.change("createNVMePort/1/127.0.0.1/tcp");
+    map("weak", "0 65536 linear /dev/sda 0");
+    let prepare = |guest: &mut Injected| {
+        guest.kill();
+        assert_eq!(guest.start(), None, "the daemon ended");
+        if !mappings().contains(&"rc-wb_weak".to_owned()) {
+            // A superblock that could not be cleared.
+            guest.change("flushRapidDisk/rd0");
+            guest.change("createRapidDiskCache/rd0/mapper%2Fweak/writeback");
+        }
+        guest.change("createNVMeTarget/rc-wb_weak/1");
+        fill_cache();
+        guest.kill();
+    };
+    let run = |guest: &Injected| {
+        let mut program = Command::new(std::env::var("RAPIDDISKD").expect("RAPIDDISKD"));
+        let program = program.arg("--quiesce").stdin(Stdio::null()).stderr(Stdio::piped());
+        let output =
+            guest.faults().spawn(program).and_then(|child| child.wait_with_output()).expect("its end");
+        let said = String::from_utf8_lossy(&output.stderr);
+        let cache = mappings().contains(&"rc-wb_weak".to_owned());
+        let export = State::now().0.keys().any(|key| key.contains("/subsystems/nqn"));
+        let is_lost = cached_data().is_some_and(|data| data != cached());
+        match output.status.code() {
+            _ if is_lost => Err(format!("data is lost: {said}")),
+            Some(0) if !cache && !export => Ok(Outcome::Done),
+            Some(1 | 3) if said.contains("not done") || said.contains("not everything") => {
+                Ok(match (cache, export) {
+                    (true, true) => Outcome::AsBefore,
+                    _ => Outcome::Told,
+                })
+            }
+            _ => Err(format!("{}, cache: {cache}, export: {export}: {said}", output.status)),
+        }
+    };
+    try_each_run(&mut guest, prepare, run, CHANGES_ALONE, &mut report);
+    report.assert_unbroken(15);
+}
+
+#[test]
 fn a_start_loses_nothing_and_the_next_one_repairs_the_rest() {
     let mut guest = Injected::new(guest(), true);
     let mut report = Report::default();
     guest.disk(16);
     let node = format!("/dev/mapper/{}", guest.cache("rd0", "sda", "write-through"));
+    if is_brd() {
+        guest.disk(1);
+    }
     let spoil = || {
         // For udev's work the daemon would wait at each start.
         if !has_udev() {
             fs::remove_file(&node).expect("the node");
+        }
+        if is_brd() {
+            sh("rm /dev/rd1; dmsetup remove rd1; dmsetup suspend rd0");
         }
     };
     try_each_start(&mut guest, spoil, 1, &mut report);

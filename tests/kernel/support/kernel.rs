@@ -256,7 +256,7 @@ pub fn used(disk: &str) -> Option<u64> {
     if let Some(below) = below(disk) {
         let pages: u64 = sys(&format!("/sys/kernel/debug/ramdisk_pages/{below}"))?.parse().ok()?;
         // One is the label.
-        return Some((pages - 1) * PAGE as u64);
+        return Some(pages.saturating_sub(1) * PAGE as u64);
     }
     let listed = sys("/sys/kernel/rapiddisk/devices")?;
     let row = listed.lines().find(|line| line.split('\t').next() == Some(disk))?;
@@ -375,8 +375,10 @@ impl State {
             state.insert(dir, text);
         }
         for disk in ram_disks() {
-            // A mounted file system may write at any time, also through a cache, and so may a cache.
-            if !is_written_to(&disk) {
+            // A mounted file system may write at any time, also through a cache, and so may a cache. Of one that is
+            // suspended, or half-made, nothing can be read.
+            let is_readable = !all_mappings().contains(&disk) || !is_suspended(&disk);
+            if is_readable && !is_written_to(&disk) && Path::new(&format!("/dev/{disk}")).exists() {
                 state.insert(
                     format!("{disk}'s contents"),
                     format!("{:x}", fingerprint(&format!("/dev/{disk}"))),
