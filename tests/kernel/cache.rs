@@ -6,8 +6,11 @@ use std::path::Path;
 
 use rapiddiskd::kernel::dm::{Name, Report};
 
+use crate::export;
 use crate::support::data::{assert_same_data, fingerprint, noise, read, write};
-use crate::support::kernel::{dm, has_udev, holders, is_stock, mappings, put, settle, size, target};
+use crate::support::kernel::{
+    dm, dm_of, has_udev, holders, is_stock, mappings, put, settle, size, target, works,
+};
 use crate::support::{MIB, PAGE, clean, guest, sh, sys};
 
 /// A policy, the prefix of its cache's names, its target, and a part of that target's table.
@@ -237,4 +240,22 @@ mod rapiddisk {
         guest.change("removeRapidDiskCache/rc-wb_sda");
         assert_same_data("sda", &read("/dev/sda", 0, data.len()), &data);
     }
+}
+
+#[test]
+fn a_cache_is_exported_whatever_somebody_made_of_its_link() {
+    let guest = export::guest_with_port();
+    guest.disk(16);
+    let cache = guest.cache("rd0", "sda", "write-through");
+    let link = format!("/dev/mapper/{cache}");
+    for spoil in [format!("rm {link}"), format!("ln -sfn /dev/sdb {link}")] {
+        sh(&spoil);
+        guest.change(&format!("createNVMeTarget/{cache}/1"));
+        assert!(works(&format!("readlink -f {link} | grep -qx /dev/{}", dm_of(&cache))));
+        guest.change(&format!("removeNVMeTarget/{cache}"));
+    }
+    sh(&format!("rm {link}; echo of a script >{link}"));
+    guest.post(&format!("createNVMeTarget/{cache}/1")).failure(409, &[&link]);
+    sh(&format!("rm {link}"));
+    guest.change(&format!("removeRapidDiskCache/{cache}"));
 }

@@ -5,7 +5,7 @@ use std::fs;
 
 use crate::source::make_partition;
 use crate::support::data::{MIB, assert_same_data, noise, read, write};
-use crate::support::kernel::{attribute, device, is_stock, mappings, policies, settle};
+use crate::support::kernel::{attribute, device, mappings, policies, ram_driver, settle};
 use crate::support::{Guest, guest, guest_with, sh};
 
 /// Something on a source.
@@ -64,7 +64,11 @@ fn cached(guest: &Guest, disk: &str, policy: &str, block: u64) -> String {
 /// A RAM disk of each driver that this guest has.
 fn a_disk_of_each_driver(guest: &mut Guest) -> Vec<String> {
     sh("modprobe loop");
-    let drivers: &[&str] = if is_stock() { &["loop"] } else { &["rapiddisk", "loop"] };
+    let drivers: &[&str] = match ram_driver() {
+        "rapiddisk" => &["rapiddisk", "loop"],
+        "brd" => &["brd"],
+        _ => &["loop"],
+    };
     let disk = |driver: &&str| {
         guest.daemon().kill();
         guest.daemon().restart_with(&["--ram-driver", driver]).disk(16)

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 
 use serde_json::{Value, json};
 
-use crate::support::kernel::{State, dm_of, eventually, names, put, size, works};
+use crate::support::kernel::{State, eventually, names, put, size, works};
 use crate::support::{Guest, MIB, assert_same_data, clean, guest, noise, read, sh, sys, write};
 
 pub const TREE: &str = "/sys/kernel/config/nvmet";
@@ -384,24 +384,6 @@ fn what_is_used_otherwise_is_not_exported() {
     guest.change(&format!("removeNVMeTarget/{cache}"));
     guest.change(&format!("removeRapidDiskCache/{cache}"));
     assert_same_data("what was written through export and cache", &read("/dev/sda", 0, data.len()), &data);
-}
-
-#[test]
-fn a_cache_is_exported_whatever_somebody_made_of_its_link() {
-    let guest = guest_with_port();
-    guest.disk(16);
-    let cache = guest.cache("rd0", "sda", "write-through");
-    let link = format!("/dev/mapper/{cache}");
-    for spoil in [format!("rm {link}"), format!("ln -sfn /dev/sdb {link}")] {
-        sh(&spoil);
-        guest.change(&format!("createNVMeTarget/{cache}/1"));
-        assert!(works(&format!("readlink -f {link} | grep -qx /dev/{}", dm_of(&cache))));
-        guest.change(&format!("removeNVMeTarget/{cache}"));
-    }
-    sh(&format!("rm {link}; echo of a script >{link}"));
-    guest.post(&format!("createNVMeTarget/{cache}/1")).failure(409, &[&link]);
-    sh(&format!("rm {link}"));
-    guest.change(&format!("removeRapidDiskCache/{cache}"));
 }
 
 #[test]
