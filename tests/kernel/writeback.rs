@@ -133,20 +133,46 @@ fn a_cache_whose_source_fails_is_not_removed() {
 fn a_source_that_fails_for_writes_alone_does_not_lose_them() {
     let guest = guest();
     sh("modprobe dm-flakey");
-    failing_source();
     guest.disk(16);
-    guest.cache("rd0", "mapper%2Fweak", "writeback");
-    write("/dev/mapper/rc-wb_weak", MIB, &noise(5, MIB as usize));
-    settle();
-    reload("0 65536 flakey /dev/sda 0 0 60 1 error_writes");
-    guest.post("removeRapidDiskCache/rc-wb_weak").failure(500, &["rc-wb_weak", "stays mapped"]);
-    assert_eq!(mappings(), ["rc-wb_weak", "weak"]);
-    assert!(!is_suspended("rc-wb_weak"));
-    let lost = dirty(&guest, "rc-wb_weak");
-    assert!(lost >= MIB / PAGE as u64, "{lost}");
-    let made = guest.change("removeRapidDiskCache/rc-wb_weak?discard=1");
-    assert_eq!(made["lost_blocks"], lost);
-    assert_eq!(mappings(), ["weak"]);
+    let data = noise(5, 2 * MIB as usize);
+    for block in [512, 4096] {
+        failing_source();
+        guest.cache("rd0", "mapper%2Fweak", &format!("writeback?block={block}"));
+        write("/dev/mapper/rc-wb_weak", 0, &data);
+        settle();
+        reload("0 65536 flakey /dev/sda 0 0 60 1 error_writes");
+        guest.post("removeRapidDiskCache/rc-wb_weak").failure(500, &["rc-wb_weak", "stays mapped"]);
+        assert_eq!(mappings(), ["rc-wb_weak", "weak"]);
+        assert!(!is_suspended("rc-wb_weak"));
+        assert_same_data("the cache", &read("/dev/mapper/rc-wb_weak", 0, data.len()), &data);
+        let lost = dirty(&guest, "rc-wb_weak");
+        assert!(lost * block >= data.len() as u64, "{lost}");
+        let made = guest.change("removeRapidDiskCache/rc-wb_weak?discard=1");
+        assert_eq!(made["lost_blocks"], lost);
+        assert_eq!(mappings(), ["weak"]);
+        sh("dmsetup remove --retry weak; blkdiscard -z /dev/sda");
+    }
+}
+
+/// Data that was not written yet is there after a suspension that no removal follows.
+#[test]
+fn a_cache_that_was_only_suspended_keeps_what_it_holds() {
+    let guest = guest();
+    guest.disk(16);
+    let data = noise(6, 2 * MIB as usize);
+    for block in [512, 4096] {
+        let cache = guest.cache("rd0", "sda", &format!("writeback?block={block}"));
+        for message in
+            ["", "dmsetup message rc-wb_sda 0 flush_on_suspend;", "dmsetup message rc-wb_sda 0 flush;"]
+        {
+            write("/dev/mapper/rc-wb_sda", 0, &data);
+            sh(&format!("{message} dmsetup suspend {cache} && dmsetup resume {cache}"));
+            assert_same_data(message, &read("/dev/mapper/rc-wb_sda", 0, data.len()), &data);
+        }
+        guest.change(&format!("removeRapidDiskCache/{cache}"));
+        assert_same_data("the source", &read("/dev/sda", 0, data.len()), &data);
+        sh("blkdiscard -z /dev/sda");
+    }
 }
 
 /// A disk `sdc`, which ends with its host when this is dropped.
