@@ -64,13 +64,19 @@ impl LastDisks {
 
     fn disks(&self, machine: &Machine, ram_disks: &Disks) -> Result<Arc<[Disk]>> {
         let last = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (since, marked) = (Instant::now(), last().read_marks(&machine.root));
-        if let (Some(kept), Some(marked)) = (&last().kept, &marked)
-            && kept.marked == *marked
-            && kept.since.elapsed() < LONGEST
-        {
-            return Ok(Arc::clone(&kept.disks));
-        }
+        let since = Instant::now();
+        let marked = {
+            let mut last = last();
+            let marked = last.read_marks(&machine.root);
+            if let Some(kept) = &last.kept
+                && marked.as_ref() == Some(&kept.marked)
+                && kept.since.elapsed() < LONGEST
+            {
+                return Ok(Arc::clone(&kept.disks));
+            }
+            marked
+        };
+        // Not under the lock: a disk that hangs must not keep others from their look.
         let disks = list(machine, ram_disks)?;
         last().kept = marked.map(|marked| Kept { since, marked, disks: Arc::clone(&disks) });
         Ok(disks)
@@ -189,6 +195,7 @@ mod tests {
         let nvme = disks.iter().find(|disk| disk.name == "nvme0n1").unwrap();
         assert_eq!((&nvme.vendor, &nvme.model), (&None, &None));
     }
+
     #[test]
     fn a_list_is_kept_until_the_kernel_tells_of_a_change() {
         let tree = Tree::new("kept");
@@ -206,12 +213,14 @@ mod tests {
         tree.put("sys/kernel/uevent_seqnum", "7\n");
         tree.put("proc/partitions", "8 0 1 sda\n");
         assert_eq!(sizes(), [1024]);
-        for (file, text) in [("sys/kernel/uevent_seqnum", "8\n"), ("proc/partitions", "8 0 2 sda\n")] {
-            let before = sizes();
-            resize(&format!("{}\n", before[0]));
-            // Not that it is kept: the second may be over.
+        for (sectors, file, text) in
+            [(5, "sys/kernel/uevent_seqnum", "8\n"), (6, "proc/partitions", "8 0 2 sda\n")]
+        {
+            // Kept from here on, if a second is not over before the next list.
+            sizes();
+            resize(&format!("{sectors}\n"));
             tree.put(file, text);
-            assert_eq!(sizes(), [before[0] * 512]);
+            assert_eq!(sizes(), [sectors * 512]);
         }
         resize("3\n");
         last.0.lock().unwrap().kept.as_mut().unwrap().since -= LONGEST;

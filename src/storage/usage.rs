@@ -261,7 +261,7 @@ fn check_disk_of(root: &Root, dev: Dev, name: impl fmt::Display) -> Result<()> {
     // Whether the disk is open, and none of its partitions is.
     let is_used = || {
         let is_open = !is_alone(root, disk)?;
-        Ok(is_open && partitions.iter().all(|&partition| is_alone(root, partition) == Ok(true)))
+        partitions.iter().try_fold(is_open, |is_used, &partition| Ok(is_used && is_alone(root, partition)?))
     };
     let mut used = Ok(true);
     // udev's rules are gone a moment later.

@@ -195,8 +195,6 @@ impl Caches {
         Ok(self.disks.name_of(&device)?.map_or(device, |name| name.to_string()))
     }
 
-    /// The kernel's name of a device. A device that was pulled out has no name any more, although its
-    /// cache is there: it is shown by its number.
     /// Has `/dev/mapper/NAME` lead to the cache again, where somebody has removed the link or changed it.
     ///
     /// # Errors
@@ -210,6 +208,8 @@ impl Caches {
         node::make(root, name, dev)
     }
 
+    /// The kernel's name of a device. A device that was pulled out has no name any more, although its
+    /// cache is there: it is shown by its number.
     fn device_name(&self, dev: Dev) -> Result<String> {
         let name = block::name_of(&self.machine.root, dev).cannot("look at what a cache stands on")?;
         Ok(name.unwrap_or_else(|| dev.to_string()))

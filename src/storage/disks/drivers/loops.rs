@@ -69,11 +69,10 @@ impl Driver for Loops {
 
     fn devices(&self, root: &Root) -> Result<Vec<(DiskName, String)>> {
         // Most hosts then need no look at each loop device.
-        if !pool::has_other_than(root, 0).cannot("list the RAM disks")? {
-            return Ok(Vec::new());
+        match pool::has_other_than(root, 0).cannot("list the RAM disks")? {
+            true => attached_disks(root),
+            false => Ok(Vec::new()),
         }
-        let named = |(device, file): (String, String)| Some((disk_of_file(root, &file)?, device));
-        Ok(attached(root)?.into_iter().filter_map(named).collect())
     }
 
     fn list(&self, root: &Root) -> Result<Vec<RamDisk>> {
@@ -102,7 +101,7 @@ impl Driver for Loops {
         if !pool::has_other_than(root, 0).cannot(what)? {
             return Ok(Vec::new());
         }
-        let listed = self.devices(root)?.into_iter().filter_map(|disk| look(disk).transpose());
+        let listed = attached_disks(root)?.into_iter().filter_map(|disk| look(disk).transpose());
         let mut disks: Vec<_> = listed.collect::<kernel::Result<_>>().cannot(what)?;
         let there: HashSet<_> = disks.iter().map(|disk| disk.name).collect();
         for (file, size) in pool::lengths(root).cannot(what)? {
@@ -270,6 +269,12 @@ impl Driver for Loops {
         }
         Ok(())
     }
+}
+
+/// The disks that have a loop device, by a look at all of these.
+fn attached_disks(root: &Root) -> Result<Vec<(DiskName, String)>> {
+    let named = |(device, file): (String, String)| Some((disk_of_file(root, &file)?, device));
+    Ok(attached(root)?.into_iter().filter_map(named).collect())
 }
 
 /// Changes the file of a disk while no device is over it, since the kernel only takes off a device that nobody
