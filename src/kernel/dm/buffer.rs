@@ -11,6 +11,13 @@ use crate::kernel::block::Dev;
 pub const HEADER: usize = 312;
 const SPEC: usize = 40;
 
+/// Where the name begins in an entry of a list (`struct dm_name_list`).
+const LISTED_NAME: usize = 12;
+
+/// `DM_NAME_LIST_FLAG_HAS_UUID` and `DM_NAME_LIST_FLAG_DOESNT_HAVE_UUID`.
+const HAS_UUID: u32 = 1;
+const HAS_NO_UUID: u32 = 2;
+
 /// One target of a table, or of a status report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -31,6 +38,8 @@ pub struct Listed {
     pub name: String,
     /// Its device number.
     pub dev: Dev,
+    /// Its UUID, empty where it was made without one. `None`: a kernel before 5.12 does not list it.
+    pub uuid: Option<String>,
 }
 
 /// What a request is about.
@@ -207,7 +216,9 @@ pub fn parse_list(bytes: &[u8]) -> Vec<Listed> {
     while let Some((dev, next, name)) = list_entry(bytes, at) {
         // An empty list is one entry with device number 0.
         if dev != 0 {
-            found.push(Listed { name, dev: Dev::from_kernel(dev) });
+            let end = if next == 0 { bytes.len() } else { bytes.len().min(at + next as usize) };
+            let uuid = listed_uuid(&bytes[..end], at + LISTED_NAME + name.len() + 1);
+            found.push(Listed { name, dev: Dev::from_kernel(dev), uuid });
         }
         // `next` counts from this entry; the last has none.
         match next {
@@ -219,7 +230,21 @@ pub fn parse_list(bytes: &[u8]) -> Vec<Listed> {
 }
 
 fn list_entry(bytes: &[u8], at: usize) -> Option<(u64, u32, String)> {
-    Some((u64_at(bytes, at)?, u32_at(bytes, at.checked_add(8)?)?, string_at(bytes, at.checked_add(12)?)?))
+    Some((
+        u64_at(bytes, at)?,
+        u32_at(bytes, at.checked_add(8)?)?,
+        string_at(bytes, at.checked_add(LISTED_NAME)?)?,
+    ))
+}
+
+/// The UUID in an entry of the list. Behind the name, aligned, are a count of events and flags, and then the UUID.
+fn listed_uuid(entry: &[u8], name_end: usize) -> Option<String> {
+    let at = name_end.next_multiple_of(8);
+    match u32_at(entry, at + 4)? & (HAS_UUID | HAS_NO_UUID) {
+        HAS_UUID => string_at(entry, at + 8),
+        HAS_NO_UUID => Some(String::new()),
+        _ => None,
+    }
 }
 
 /// Reads the answer to LIST_VERSIONS: the target types the kernel has now.
@@ -333,6 +358,37 @@ mod tests {
             parse_list(&bytes).into_iter().map(|listed| (listed.name, listed.dev.minor)).collect();
         assert_eq!(names, [("rc-wt_sda".into(), 0), ("vg-home".into(), 1)]);
         assert_eq!(parse_list(&[0; 24]), []);
+    }
+
+    #[test]
+    fn a_uuid_in_a_list_is_read_where_the_kernel_gives_it() {
+        let entry = |name: &str, flags: u32, uuid: &[u8], is_last: bool| {
+            let mut bytes = Vec::from(253u64.to_ne_bytes());
+            bytes.extend([0; 4]);
+            bytes.extend(name.bytes().chain([0]));
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+            bytes.extend(
+                7u32.to_ne_bytes().into_iter().chain(flags.to_ne_bytes()).chain(uuid.iter().copied()),
+            );
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+            let next = if is_last { 0 } else { bytes.len() as u32 };
+            bytes[8..12].copy_from_slice(&next.to_ne_bytes());
+            bytes
+        };
+        let bytes = [
+            entry("rd0", HAS_UUID, b"rapiddiskd-rd0\0", false),
+            entry("other", HAS_NO_UUID, b"", false),
+            entry("older", 0, b"", false),
+            // One that does not end within its entry.
+            entry("cut", HAS_UUID, b"12345678", true),
+        ];
+        let uuids: Vec<_> = parse_list(&bytes.concat()).into_iter().map(|listed| listed.uuid).collect();
+        assert_eq!(uuids, [Some("rapiddiskd-rd0".to_owned()), Some(String::new()), None, None]);
+        // Before there were counts of events, the next entry followed the name.
+        let mut old = Vec::from((253u64 << 8).to_ne_bytes());
+        old.extend(16u32.to_ne_bytes().into_iter().chain(*b"rd0\0"));
+        old.extend([1; 16]);
+        assert_eq!(parse_list(&old)[0].uuid, None);
     }
 
     #[test]

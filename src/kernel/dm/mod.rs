@@ -37,6 +37,8 @@ const ACTIVE_PRESENT: u32 = 1 << 5;
 const INACTIVE_PRESENT: u32 = 1 << 6;
 const BUFFER_FULL: u32 = 1 << 8;
 const NOFLUSH: u32 = 1 << 11;
+/// In a list: with the UUIDs (`DM_UUID_FLAG`).
+const LIST_UUIDS: u32 = 1 << 14;
 
 /// Upper half of `event_nr`: tells udev's rules that the event comes from
 /// somebody who made the change (`DM_UDEV_PRIMARY_SOURCE_FLAG`).
@@ -116,7 +118,7 @@ impl Control {
 
     /// All mapped devices.
     pub fn list(&self) -> Result<Vec<Listed>> {
-        let answer = payload(&self.call(Command::ListDevices, 0, &Subject::Driver, &[])?)?;
+        let answer = payload(&self.call(Command::ListDevices, LIST_UUIDS, &Subject::Driver, &[])?)?;
         room_for(answer.len() / LISTED_SIZE)?;
         Ok(buffer::parse_list(&answer))
     }
