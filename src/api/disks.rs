@@ -3,14 +3,14 @@
 use serde_json::{Value, json};
 
 use super::answer::{done, made};
-use super::parameters::{Kind, Parameter, Values};
-use crate::storage::{DiskName, RamDisk, RamDriver, Result, Size, Storage};
+use super::parameters::{Kind, Parameter, Parameters, Parsed, Values};
+use crate::storage::{Algorithm, Compressed, DiskName, NewDisk, RamDisk, RamDriver, Result, Size, Storage};
 
 /// What is done with RAM disks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DiskAction {
-    /// Make one, by this driver if one is given.
-    Create(Size, Option<RamDriver>),
+    /// Make one.
+    Create(NewDisk),
     /// Give one another size.
     Resize(DiskName, Size),
     /// Free the memory of one.
@@ -56,9 +56,9 @@ impl Parameter for RamDriver {
     const KIND: Kind = Kind {
         name: "driver",
         description: "The driver that makes the RAM disk. If it is not given, that is the one of `--ram-driver`.",
-        values: Values::OneOf(&["rapiddisk", "brd", "loop"]),
-        example: "brd",
-        expected: "a driver of RAM disks; there are rapiddisk, brd and loop",
+        values: Values::OneOf(&["rapiddisk", "brd", "loop", "zram"]),
+        example: "zram",
+        expected: "a driver of RAM disks; there are rapiddisk, brd, loop and zram",
     };
 
     fn read(text: &str) -> Option<RamDriver> {
@@ -66,12 +66,55 @@ impl Parameter for RamDriver {
     }
 }
 
+impl Parameter for Algorithm {
+    const KIND: Kind = Kind {
+        name: "algorithm",
+        description: "How a RAM disk of `zram` compresses. If it is not given, the kernel chooses.",
+        values: Values::Pattern("[a-z0-9_-]{1,32}"),
+        example: "lz4",
+        expected: "the name of a way to compress, such as lz4",
+    };
+
+    fn read(text: &str) -> Option<Algorithm> {
+        Algorithm::parse(text)
+    }
+}
+
+/// The most memory that the data of a RAM disk of `zram` may take.
+pub struct Limit(Size);
+
+impl Parameter for Limit {
+    const KIND: Kind = Kind {
+        name: "limit",
+        description: "The most memory that the data of a RAM disk of `zram` may take, compressed. Written as a \
+                      `size`. If it is not given, that is half of the disk's size.",
+        example: "512",
+        ..Size::KIND
+    };
+
+    fn read(text: &str) -> Option<Limit> {
+        Size::parse(text).map(Limit)
+    }
+}
+
+impl DiskAction {
+    /// Reads what a new disk shall be.
+    pub fn create(parameters: &mut Parameters<'_>) -> Parsed<DiskAction> {
+        Ok(DiskAction::Create(NewDisk {
+            size: parameters.take()?,
+            driver: parameters.option()?,
+            algorithm: parameters.option()?,
+            limit: parameters.option::<Limit>()?.map(|limit| limit.0),
+        }))
+    }
+}
+
 /// Does what `action` asks for. Returns the answer's body.
 pub fn execute(storage: &Storage, action: &DiskAction) -> Result<Value> {
     Ok(match action {
-        DiskAction::Create(size, driver) => {
-            let disk = storage.disks.create(*size, *driver)?;
-            made("device", &disk, format!("{disk} has {} MiB", size.bytes() >> 20))
+        DiskAction::Create(new) => {
+            let disk = storage.disks.create(new)?;
+            made("device", &disk, format!("{disk} has {} MiB", new.size.bytes() >> 20))
         }
         DiskAction::Resize(disk, size) => {
             let left = storage.disks.resize(*disk, *size)?;
@@ -106,6 +149,14 @@ pub fn entry(disk: &RamDisk) -> Value {
         "status": if disk.locked { "locked" } else { "unlocked" },
         "driver": disk.driver,
     });
+    if let Some(Compressed { stored, limit, algorithm }) = &disk.compressed {
+        entry["stored"] = (*stored).into();
+        entry["limit"] = (*limit).into();
+        entry["algorithm"] = algorithm.as_str().into();
+        // To two places. What holds nothing has none.
+        let ratio = (disk.usage > 0).then(|| (*stored as f64 / disk.usage as f64 * 100.0).round() / 100.0);
+        entry["ratio"] = ratio.into();
+    }
     if let Some(fault) = &disk.fault {
         entry["fault"] = fault.as_str().into();
     }
@@ -125,6 +176,7 @@ mod tests {
             is_measured: true,
             locked: false,
             driver: "rapiddisk",
+            compressed: None,
             fault: None,
         };
         assert_eq!(
@@ -133,5 +185,13 @@ mod tests {
         );
         disk.fault = Some("has lost its loop device".into());
         assert_eq!(entry(&disk)["fault"], "has lost its loop device");
+        let compressed = Compressed { stored: 3 * 65536, limit: 33554432, algorithm: "lz4".into() };
+        disk = RamDisk { driver: "zram", compressed: Some(compressed), fault: None, ..disk };
+        assert_eq!(
+            entry(&disk).to_string(),
+            r#"{"algorithm":"lz4","device":"rd0","driver":"zram","limit":33554432,"ratio":3.0,"size":67108864,"status":"unlocked","stored":196608,"usage":65536,"usage_measured":true}"#
+        );
+        disk.usage = 0;
+        assert!(entry(&disk)["ratio"].is_null());
     }
 }

@@ -125,6 +125,7 @@ mod tests {
             is_measured: true,
             locked,
             driver: "loop",
+            compressed: None,
             fault: None,
         };
         let cache = Cache {

@@ -8,15 +8,15 @@ use std::sync::LazyLock;
 
 use super::action::{Action, NoAction};
 use super::caches::{CacheAction, Discard};
-use super::disks::DiskAction;
+use super::disks::{DiskAction, Limit};
 use super::machine::MachineAction;
 use super::nvme::NvmeAction;
 use super::parameters::{Kind, Options, Parameter, Parameters, Parsed, Segments};
 use crate::http::Method;
 use crate::http::{Call, Class};
 use crate::storage::{
-    BlockSize, CacheName, DiskName, Nqn, Policy, PortAddress, PortId, Ports, Protocol, RamDriver, ServiceId,
-    Size, SourceName, Volume,
+    Algorithm, BlockSize, CacheName, DiskName, Nqn, Policy, PortAddress, PortId, Ports, Protocol, RamDriver,
+    ServiceId, Size, SourceName, Volume,
 };
 
 /// How a path is called.
@@ -72,9 +72,9 @@ pub static ENDPOINTS: &[Endpoint] = &[
         |_| Ok(MachineAction::Volumes.into()),
     ),
     Endpoint {
-        options: &[RamDriver::KIND],
+        options: &[RamDriver::KIND, Algorithm::KIND, Limit::KIND],
         ..change("/v1/createRapidDisk/@size", "/v1/createRapidDisk/128", "Makes a RAM disk.", |p| {
-            Ok(DiskAction::Create(p.take()?, p.option()?).into())
+            DiskAction::create(p).map(Action::from)
         })
     },
     change(
@@ -202,6 +202,8 @@ pub static KINDS: &[Kind] = &[
     ServiceId::KIND,
     Nqn::KIND,
     RamDriver::KIND,
+    Algorithm::KIND,
+    Limit::KIND,
     BlockSize::KIND,
     Discard::KIND,
 ];

@@ -61,13 +61,16 @@ const GENERAL: &[Flag] = &[
         short: None,
         long: Some("ram-driver"),
         help: "how new RAM disks are made: rapiddisk (RapidDisk's module), brd (the kernel's own RAM disks), loop \
-               (loop devices over a tmpfs), or auto, which takes the first of them that the kernel has (default auto)",
+               (loop devices over a tmpfs), auto, which takes the first of these that the kernel has, or zram, which \
+               compresses (default auto)",
         manual: manual(
             "How new RAM disks are made. `rapiddisk` uses RapidDisk's kernel module of that name. \
              `brd` uses the kernel's own RAM disks behind device-mapper, where they can discard (Linux 6.12 can) and \
              were loaded with `modprobe brd rd_nr=0 rd_size=17179869184`. `loop` uses loop devices over files on a \
              tmpfs, which a stock kernel can do (Linux 5.8 or newer). `auto`, the default, takes the first of them \
-             that the kernel has. RAM disks of all kinds can be there at the same time.",
+             that the kernel has. `zram`, which is never taken by itself, uses the kernel's compressed RAM disks, with \
+             blocks of 4096 bytes (`modprobe zram num_devices=0`). RAM disks of all kinds can be there at the same \
+             time.",
         ),
         effect: Effect::Value("DRIVER", |settings, text| {
             value(text, "a driver for RAM disks", ram_driver)

@@ -111,7 +111,7 @@ fn a_wrong_argument_is_named_in_one_line() {
         (&["-l", "nowhere"], "\"nowhere\""),
         (&["-l", "127.0.0.1:0"], "\"127.0.0.1:0\""),
         (&["-l", "unix:relative"], "\"unix:relative\""),
-        (&["--ram-driver", "zram"], "\"zram\""),
+        (&["--ram-driver", "tmpfs"], "\"tmpfs\""),
         (&["--memory-limit", "0%"], "\"0%\""),
         (&["--memory-limit", "101%"], "\"101%\""),
         (&["--memory-limit", "12abc"], "\"12abc\""),

@@ -57,6 +57,9 @@ pub struct Dev {
 }
 
 impl Dev {
+    /// No device.
+    pub const NONE: Dev = Dev { major: 0, minor: 0 };
+
     /// From `st_rdev` of a node.
     pub fn from_rdev(rdev: u64) -> Dev {
         Dev { major: rustix::fs::major(rdev), minor: rustix::fs::minor(rdev) }

@@ -22,6 +22,7 @@ pub mod proc;
 pub mod rapiddisk;
 mod root;
 pub mod signal;
+pub mod zram;
 
 pub use error::{Error, Result};
 pub use root::{Dir, Root, room_for, unless_gone};

@@ -23,11 +23,11 @@ mod watch;
 use std::sync::Arc;
 
 pub use caches::{Cache, CacheDriver, CacheStats, Caches, Metadata, NewCache};
-pub use disks::{Disks, RamDisk, RamDriver};
+pub use disks::{Compressed, Disks, NewDisk, RamDisk, RamDriver};
 pub use error::{Error, Left, Result};
 pub use exports::{Export, Exports};
 pub use machine::{Machine, MemoryLimit};
-pub use names::{BlockSize, CacheName, DiskName, Policy, Size, SourceName};
+pub use names::{Algorithm, BlockSize, CacheName, DiskName, Policy, Size, SourceName};
 pub use nvme_names::{Nqn, PortAddress, PortId, Ports, Protocol, ServiceId, Volume};
 pub use quiesce::Quiesce;
 use resources::LastDisks;

@@ -113,6 +113,23 @@ impl BlockSize {
     }
 }
 
+/// How a RAM disk of `zram` compresses, by the kernel's name of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Algorithm(String);
+
+impl Algorithm {
+    /// Reads a name: 1 to 32 small letters, digits, dashes and underscores.
+    pub fn parse(name: &str) -> Option<Algorithm> {
+        let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_');
+        ((1..=32).contains(&name.len()) && name.bytes().all(allowed)).then(|| Algorithm(name.to_owned()))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// The name of a cache mapping: its policy's prefix and the last part of its
 /// source's name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use log::{info, warn};
 
 use super::caches::Caches;
-use super::disks::Disks;
+use super::disks::{Disks, RamDisk};
 use super::error::{Cannot, Result};
 use super::machine::Machine;
 use super::names::Policy;
@@ -111,8 +111,7 @@ impl Watch {
 
     fn shortage(&self) -> Result<Option<Shortage>> {
         let disks = self.disks.list()?;
-        let promised =
-            disks.iter().map(|disk| disk.size.saturating_sub(disk.usage)).fold(0, u64::saturating_add);
+        let promised = disks.iter().map(RamDisk::still_claims).fold(0, u64::saturating_add);
         let available = machine::available_memory(&self.machine.root).cannot("ask for the free memory")?;
         Ok((available < promised).then_some(Shortage { available, promised }))
     }

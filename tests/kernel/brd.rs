@@ -89,7 +89,7 @@ fn a_disk_is_a_mapping_on_a_disk_of_brd_that_nobody_else_can_take() {
     assert_eq!(guest.listed("rd2")["driver"], "loop");
     guest.change("removeRapidDisk/rd2");
     guest.refuses("createRapidDisk/8?driver=rapiddisk", 503, &["modprobe rapiddisk"]);
-    guest.refuses("createRapidDisk/8?driver=ram", 400, &["rapiddisk, brd and loop"]);
+    guest.refuses("createRapidDisk/8?driver=ram", 400, &["rapiddisk, brd, loop and zram"]);
     // Without debugfs nobody says how much it holds.
     write("/dev/rd0", 0, &noise(1, MIB as usize));
     assert_eq!(guest.listed("rd0")["usage"], MIB);

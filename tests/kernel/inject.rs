@@ -7,18 +7,21 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 
+use rapiddiskd::kernel::block::Dev;
 use serde_json::Value;
 
 use crate::export::{HOST, STRANGER, guest_with_nvmet};
 use crate::faults::{
     Effort, Faults, Outcome, Report, Setting, Snapshot, try_each_call, try_each_run, try_each_start,
 };
+use crate::support::clean::is_loaded;
 use crate::support::data::{PAGE, noise, read, try_write, write};
 use crate::support::kernel::{
     State, all_mappings, attribute, below, device, has_udev, holders, is_brd, is_suspended, loops, map,
     mappings, names, policies, ram_driver,
 };
-use crate::support::{Guest, guest, sh};
+use crate::support::{Guest, guest, guest_after, sh};
+use crate::zram;
 
 /// Guests are slow.
 const EFFORT: Effort = Effort { errors: 1, alike: 1 };
@@ -36,12 +39,14 @@ struct Injected {
     guest: Guest,
     /// Whether its RAM disks serve caches: what a cache wrote to its disk stays there.
     has_caches: bool,
+    /// Whether nothing is written to `rd0`.
+    stays_empty: bool,
 }
 
 impl Injected {
     fn new(mut guest: Guest, has_caches: bool) -> Injected {
         guest.start_with_faults();
-        Injected { guest, has_caches }
+        Injected { guest, has_caches, stays_empty: false }
     }
 }
 
@@ -74,6 +79,9 @@ impl Setting for Injected {
             None => true,
         });
         add_ram_disks(&mut state);
+        if is_loaded("zram") {
+            unnumber_zram(&mut state);
+        }
         for (device, file) in loops() {
             let name = file.rsplit('/').next().expect("a name");
             let (from, to) = (format!("/sys/block/{device}"), format!("/sys/block/{name}"));
@@ -89,7 +97,7 @@ impl Setting for Injected {
 
     fn fill(&self) {
         fill_cache();
-        if holders("rd0").is_empty() {
+        if !self.stays_empty && holders("rd0").is_empty() {
             // Not while it is locked.
             let _ = File::options().write(true).open("/dev/rd0").and_then(|disk| {
                 disk.write_all_at(b"data", 0)?;
@@ -170,7 +178,38 @@ fn add_ram_disks(state: &mut Snapshot) {
     };
     *state =
         std::mem::take(state).into_iter().map(|(key, value)| (unnumbered(key), unnumbered(value))).collect();
-    // A mapping gets the lowest number that is free.
+    unnumber_mappings(state);
+}
+
+/// Gives the disks of zram and the mappings on them no numbers, since others are as good, and passes over those
+/// without a size, which take no memory.
+fn unnumber_zram(state: &mut Snapshot) {
+    unnumber_mappings(state);
+    for (_, value) in state.iter_mut().filter(|(key, _)| key.starts_with("mapping rd")) {
+        // Behind the device number of the mapping.
+        *value = value.split_once(' ').map_or("", |(_, rest)| rest).to_owned();
+    }
+    for zram in names("/sys/block").into_iter().filter(|name| name.starts_with("zram")) {
+        let key = format!("/sys/block/{zram}");
+        let text = state.remove(&key).unwrap_or_default();
+        if attribute(&zram, "size").as_deref() != Some("0") {
+            // Not its holders: the mappings are looked at.
+            state.insert(key, text.split(" holders").next().expect("a size").to_owned());
+        }
+        let dev = attribute(&zram, "dev").and_then(|dev| Dev::parse(&dev)).expect("its number");
+        let guard = all_mappings().into_iter().find(|name| name.ends_with(&format!("-{zram}")));
+        let unnumbered_name =
+            format!("zram of {:?}", guard.as_deref().and_then(|name| name.split('-').next()));
+        let unnumbered = |text: String| {
+            text.replace(&zram, &unnumbered_name).replace(&format!("{dev:?}"), &unnumbered_name)
+        };
+        let all = std::mem::take(state).into_iter();
+        *state = all.map(|(key, value)| (unnumbered(key), unnumbered(value))).collect();
+    }
+}
+
+/// A mapping gets the lowest number that is free.
+fn unnumber_mappings(state: &mut Snapshot) {
     for device in names("/sys/block").into_iter().filter(|name| name.starts_with("dm-")) {
         let name = attribute(&device, "dm/name");
         if let Some((name, value)) = name.zip(state.remove(&format!("/sys/block/{device}"))) {
@@ -201,6 +240,28 @@ fn a_change_of_a_disk_is_done_or_leaves_all_as_it_was() {
     each(&mut guest, report, "flushRapidDisk/rd0", &[]);
     each(&mut guest, report, "removeRapidDisk/rd0", &["createRapidDisk/2"]);
     report.assert_unbroken(if is_brd() { 60 } else { 150 });
+}
+
+#[test]
+fn a_change_of_a_disk_of_zram_is_done_or_leaves_all_as_it_was() {
+    let mut guest = Injected::new(guest_after(&["--ram-driver", "zram"], zram::load), false);
+    let mut report = Report::default();
+    let report = &mut report;
+    guest.disk(2);
+    let back = &["removeRapidDisk/rd1"];
+    let other = sh("tr ' ' '\n' </sys/block/zram0/comp_algorithm | grep -v '\\[' | head -n 1");
+    each(&mut guest, report, &format!("createRapidDisk/1?algorithm={other}"), back);
+    each(&mut guest, report, "createRapidDisk/1?limit=1", back);
+    try_each_call(&mut guest, ("GET", "listRapidDiskVolumes"), &[], effort(), report);
+    each(&mut guest, report, "flushRapidDisk/rd0", &[]);
+    each(&mut guest, report, "lockRapidDisk/rd0", &["unlockRapidDisk/rd0"]);
+    each(&mut guest, report, "removeRapidDisk/rd0", &["createRapidDisk/2"]);
+    guest.change("flushRapidDisk/rd0");
+    guest.stays_empty = true;
+    each(&mut guest, report, "resizeRapidDisk/rd0/4", &["resizeRapidDisk/rd0/2"]);
+    guest.change("resizeRapidDisk/rd0/4");
+    each(&mut guest, report, "resizeRapidDisk/rd0/2", &["resizeRapidDisk/rd0/4"]);
+    report.assert_unbroken(80);
 }
 
 #[test]

@@ -36,3 +36,4 @@ mod suspended;
 mod undone;
 mod usage;
 mod writeback;
+mod zram;

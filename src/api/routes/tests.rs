@@ -7,6 +7,7 @@ use proptest::string::string_regex;
 
 use super::super::parameters::{MOST_SEGMENTS, Values};
 use super::*;
+use crate::storage::NewDisk;
 
 fn parse(method: &Method, target: &str) -> Result<Action, NoAction> {
     match route(method, target).action {
@@ -42,9 +43,16 @@ fn each_path_of_the_reference_is_an_action() {
     assert_eq!(get("/v1/showRapidDiskCacheStats/rc-wt_sdb"), ok(CacheAction::Stats(cache())));
     assert_eq!(get("/v1/listAllNVMeTargets"), ok(NvmeAction::Targets));
     assert_eq!(get("/v1/listAllNVMePorts"), ok(NvmeAction::Ports));
-    assert_eq!(post("/v1/createRapidDisk/128"), ok(DiskAction::Create(size, None)));
-    let loops = RamDriver::parse("loop");
-    assert_eq!(post("/v1/createRapidDisk/128?driver=loop"), ok(DiskAction::Create(size, loops)));
+    let mut new = NewDisk { size, driver: None, algorithm: None, limit: None };
+    assert_eq!(post("/v1/createRapidDisk/128"), ok(DiskAction::Create(new.clone())));
+    new.driver = RamDriver::parse("zram");
+    assert_eq!(post("/v1/createRapidDisk/128?driver=zram"), ok(DiskAction::Create(new.clone())));
+    new.algorithm = Algorithm::parse("lz4");
+    new.limit = Size::parse("64");
+    assert_eq!(
+        post("/v1/createRapidDisk/128?limit=64&driver=zram&algorithm=lz4"),
+        ok(DiskAction::Create(new))
+    );
     assert_eq!(post("/v1/resizeRapidDisk/rd0/128"), ok(DiskAction::Resize(rd0, size)));
     assert_eq!(post("/v1/flushRapidDisk/rd0"), ok(DiskAction::Flush(rd0)));
     assert_eq!(post("/v1/removeRapidDisk/rd0"), ok(DiskAction::Remove(rd0)));
@@ -336,6 +344,8 @@ fn what_a_kind_promises_is_accepted() {
     check::<ServiceId>(&mut checked);
     check::<Nqn>(&mut checked);
     check::<RamDriver>(&mut checked);
+    check::<Algorithm>(&mut checked);
+    check::<Limit>(&mut checked);
     check::<BlockSize>(&mut checked);
     check::<Discard>(&mut checked);
     assert_eq!(checked, KINDS.iter().map(|kind| kind.name).collect::<Vec<_>>());

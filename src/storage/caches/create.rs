@@ -85,6 +85,9 @@ impl Caches {
     fn check<'a>(&'a self, wanted: &Wanted<'a>) -> Result<Checked<'a>> {
         let (root, name) = (&self.machine.root, &wanted.name);
         let disk = self.disks.repaired(wanted.disk)?;
+        if let Some(why) = disk.driver.why_no_cache() {
+            return Err(Error::Conflict(format!("{} {why}", disk.name)));
+        }
         self.disks.check_node(&disk)?;
         // The kernel gives the numbers of loop devices and mappings to others again.
         if self.source_device(wanted.source)? != wanted.device {
@@ -186,9 +189,9 @@ impl Caches {
         if let Some(cache) = Part::cache_of(&mapped.unwrap_or_default()) {
             return Err(Error::Invalid(format!("{source} is a part of the cache {cache}")));
         }
-        if self.disks.name_of(&found.1)?.is_some() {
+        if self.disks.owns(&found.1)? {
             return Err(Error::Invalid(format!(
-                "{source} is a RAM disk itself; a cache goes in front of a slower device"
+                "{source} is a RAM disk itself, or a part of one; a cache goes in front of a slower device"
             )));
         }
         Ok(found)

@@ -8,7 +8,7 @@ use crate::kernel::block::Dev;
 use crate::kernel::{self, Root};
 use crate::storage::error::{Error, Left, Result};
 use crate::storage::locks::Held;
-use crate::storage::names::DiskName;
+use crate::storage::names::{Algorithm, DiskName};
 use crate::storage::usage::{self, User};
 
 /// A RAM disk, as a list shows it.
@@ -26,8 +26,40 @@ pub struct RamDisk {
     pub locked: bool,
     /// The name of its driver.
     pub driver: &'static str,
+    /// How it compresses, if it does.
+    pub compressed: Option<Compressed>,
     /// What is wrong with it, if anything is; completes "rd0 …".
     pub fault: Option<String>,
+}
+
+impl RamDisk {
+    /// The memory that it may take beyond what it holds, in bytes.
+    pub fn still_claims(&self) -> u64 {
+        let most = self.compressed.as_ref().map_or(self.size, |compressed| compressed.limit);
+        most.saturating_sub(self.usage)
+    }
+}
+
+/// How a RAM disk compresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compressed {
+    /// Bytes of the blocks that have data.
+    pub stored: u64,
+    /// The most memory that they may take, in bytes.
+    pub limit: u64,
+    /// The kernel's name of how.
+    pub algorithm: String,
+}
+
+/// What a new RAM disk shall be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct New {
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// How it compresses.
+    pub algorithm: Option<Algorithm>,
+    /// The most memory that its data may take, in bytes.
+    pub limit: Option<u64>,
 }
 
 /// A RAM disk, as the kernel has it.
@@ -67,6 +99,16 @@ pub enum Shrunk {
 pub trait Driver: Send + Sync {
     /// Its name, which is that of the kernel module it takes, and the one on the command line.
     fn name(&self) -> &'static str;
+
+    /// Whether it makes disks only for those who name it.
+    fn is_only_taken_by_name(&self) -> bool {
+        false
+    }
+
+    /// Why none of its disks serves as a cache; completes "rd0 …". `None` if they do.
+    fn why_no_cache(&self) -> Option<&'static str> {
+        None
+    }
 
     /// What the kernel lacks for it, and how to get that; `None` if it can make disks now.
     fn lacks(&self, root: &Root) -> Result<Option<String>>;
@@ -108,15 +150,36 @@ pub trait Driver: Send + Sync {
     /// How many disks it serves at most, and the advice for whoever wants more.
     fn most(&self, root: &Root) -> Result<(u32, &'static str)>;
 
-    /// Makes a disk of `bytes` bytes; all disks together never have more than `limit` bytes.
-    fn attach(&self, root: &Root, name: DiskName, bytes: u64, limit: u64) -> Result<()>;
+    /// Refuses what none of its disks can be.
+    fn check_new(&self, new: &New) -> Result<()> {
+        if new.algorithm.is_none() && new.limit.is_none() {
+            return Ok(());
+        }
+        let name = self.name();
+        Err(Error::Invalid(format!(
+            "a RAM disk of {name} does not compress; add driver=zram for one that does"
+        )))
+    }
+
+    /// The most memory that a new disk takes, in bytes.
+    fn memory_of_new(&self, new: &New) -> u64 {
+        new.bytes
+    }
+
+    /// The most memory that a disk takes, in bytes: now, and with a size of `bytes`.
+    fn memory_of(&self, _root: &Root, disk: &Device<'_>, bytes: u64) -> Result<(u64, u64)> {
+        Ok((disk.size, bytes))
+    }
+
+    /// Makes a disk; all disks together never have more than `limit` bytes.
+    fn attach(&self, root: &Root, name: DiskName, new: &New, limit: u64) -> Result<()>;
 
     /// Destroys a disk that the caller has claimed. EBUSY: the kernel counts another opener, and the
     /// disk stays as it is.
     fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> Result<Left>;
 
     /// Gives a disk a new size, larger than the one it has.
-    fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, limit: u64) -> Result<()>;
+    fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, limit: u64) -> Result<Left>;
 
     /// The fewest bytes that hold all data of a disk.
     fn least_size(&self, root: &Root, disk: &Device<'_>, claim: &File) -> kernel::Result<u64>;

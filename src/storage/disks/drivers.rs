@@ -4,7 +4,9 @@
 mod brd;
 mod link;
 mod loops;
+mod mapped;
 mod rapiddisk;
+mod zram;
 
 use super::driver::Driver;
 use crate::kernel::Root;
@@ -12,7 +14,12 @@ use crate::storage::error::{Error, Result};
 
 /// Every driver, the preferred one first.
 fn all() -> Vec<Box<dyn Driver>> {
-    vec![Box::new(rapiddisk::Module::default()), Box::new(brd::Brd), Box::new(loops::Loops::default())]
+    vec![
+        Box::new(rapiddisk::Module::default()),
+        Box::new(brd::Brd),
+        Box::new(loops::Loops::default()),
+        Box::new(zram::Zram),
+    ]
 }
 
 /// The driver that the administrator chose, by name.
@@ -33,7 +40,8 @@ pub struct Drivers {
 }
 
 impl Drivers {
-    /// All drivers. New disks are made by the chosen one, or by the first that the kernel has.
+    /// All drivers. New disks are made by the chosen one, or by the first that the kernel has and that need not be
+    /// named.
     pub fn new(chosen: Option<RamDriver>) -> Drivers {
         Drivers { all: all(), chosen }
     }
@@ -57,7 +65,10 @@ impl Drivers {
     /// As for [`Drivers::for_new`].
     pub fn for_this(&self, root: &Root, chosen: Option<RamDriver>) -> Result<&dyn Driver> {
         let chosen = chosen.or(self.chosen);
-        let may = |driver: &&dyn Driver| chosen.is_none_or(|chosen| chosen.0 == driver.name());
+        let may = |driver: &&dyn Driver| match chosen {
+            Some(chosen) => chosen.0 == driver.name(),
+            None => !driver.is_only_taken_by_name(),
+        };
         let mut lacking = Vec::new();
         for driver in self.iter().filter(may) {
             match driver.lacks(root)? {

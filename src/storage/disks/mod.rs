@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-pub use driver::{Claims, Device, Driver, RamDisk, Shrunk};
+pub use driver::{Claims, Compressed, Device, Driver, New, RamDisk, Shrunk};
 pub use drivers::{Drivers, RamDriver};
 
 use super::error::{Cannot, Error, Left, Result};
 use super::locks::{Held, Key};
 use super::machine::Machine;
-use super::names::{CacheName, DiskName, Size};
+use super::names::{Algorithm, CacheName, DiskName, Size};
 use super::undo::Undo;
 use super::usage::{self, User};
 use super::wait::wait_until;
@@ -26,6 +26,19 @@ use crate::kernel::{self};
 
 /// How long the kernel may take to make or remove a device node.
 const NODE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A RAM disk that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewDisk {
+    /// Its size.
+    pub size: Size,
+    /// What serves it.
+    pub driver: Option<RamDriver>,
+    /// How it compresses.
+    pub algorithm: Option<Algorithm>,
+    /// The most memory that its data may take.
+    pub limit: Option<Size>,
+}
 
 /// The RAM disks of a machine.
 pub struct Disks {
@@ -65,15 +78,21 @@ impl Disks {
     }
 
     /// Makes a RAM disk under the lowest free number, by the chosen driver or by that of new disks.
-    pub fn create(&self, size: Size, chosen: Option<RamDriver>) -> Result<DiskName> {
+    pub fn create(&self, asked: &NewDisk) -> Result<DiskName> {
         let root = &self.machine.root;
-        let driver = self.drivers.for_this(root, chosen)?;
+        let new = New {
+            bytes: asked.size.bytes(),
+            algorithm: asked.algorithm.clone(),
+            limit: asked.limit.map(Size::bytes),
+        };
+        let driver = self.drivers.for_this(root, asked.driver)?;
+        driver.check_new(&new)?;
         let _memory = self.machine.hold(vec![Key::Memory])?;
         let claims = self.claims()?;
-        self.check_memory(&claims, size.bytes(), 0)?;
+        self.check_memory(&claims, driver.memory_of_new(&new), 0)?;
         let (name, _held) = self.free_name(driver, &claims)?;
         Undo::run(|undo| {
-            driver.attach(root, name, size.bytes(), self.machine.memory_limit())?;
+            driver.attach(root, name, &new, self.machine.memory_limit())?;
             undo.push(format!("making {name}"), move || {
                 let disk = self.existing(name)?;
                 let claim =
@@ -81,7 +100,7 @@ impl Disks {
                 disk.driver.detach(root, &disk, claim).map(drop)
             });
             let is_ready = || {
-                let found = self.existing(name).ok().filter(|disk| disk.size == size.bytes());
+                let found = self.existing(name).ok().filter(|disk| disk.size == new.bytes);
                 found.is_some_and(|disk| self.check_node(&disk).is_ok())
             };
             if wait_until(NODE_PATIENCE, is_ready) {
@@ -133,11 +152,12 @@ impl Disks {
         let new = size.bytes();
         // Giving memory back is always allowed.
         if new > disk.size {
-            self.check_memory(&self.claims()?, new, disk.size)?;
+            let (now, then) = disk.driver.memory_of(root, &disk, new)?;
+            self.check_memory(&self.claims()?, then, now)?;
         }
         let mut left = Left::default();
         if new > disk.size {
-            disk.driver.grow(root, &disk, new, self.machine.memory_limit())?;
+            left.add(disk.driver.grow(root, &disk, new, self.machine.memory_limit())?);
         } else if new < disk.size {
             left.add(self.shrink(&disk, new)?);
         }

@@ -17,6 +17,9 @@ const ROUNDS: usize = 3;
 const DATA: &str =
     "--ioengine=libaio --buffer_compress_percentage=50 --buffer_compress_chunk=4096 --refill_buffers";
 
+/// zram with room for what does not compress as well.
+const ZRAM: &str = "zram&limit=64";
+
 /// A file on a tmpfs.
 const FILE: &str = "/tmp/test/file";
 
@@ -26,19 +29,6 @@ fn make(guest: &Guest, drivers: &[&str]) {
         let made = guest.change(&format!("createRapidDisk/64?driver={driver}"));
         assert_eq!(made["device"], format!("rd{number}"));
     }
-}
-
-/// Makes a disk of zram by hand, and gives its path.
-fn zram() -> String {
-    sh("modprobe zram num_devices=0");
-    let number = sh("cat /sys/class/zram-control/hot_add");
-    sh(&format!("echo 64M >/sys/block/zram{number}/disksize"));
-    format!("/dev/zram{number}")
-}
-
-/// Ends all disks of zram.
-fn end_zram() {
-    sh("rmmod zram");
 }
 
 /// What fio does on a file or a device of 64 MiB.

@@ -4,9 +4,10 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::{FILE, compare, end_zram, make, median, zram};
+use super::{FILE, ZRAM, compare, make, median};
 use crate::support::kernel::{Process, eventually, put};
-use crate::support::{Client, MIB, clean, guest, guest_after, sh};
+use crate::support::{Client, MIB, clean, guest_after, sh};
+use crate::zram;
 
 const DISKS: u32 = 1000;
 const LISTS: usize = 15;
@@ -54,11 +55,10 @@ fn listing_a_thousand_disks() {
 
 #[test]
 fn disks_of_the_module_beside_the_others() {
-    let guest = guest();
+    let guest = guest_after(&[], zram::load);
     sh("modprobe loop");
-    make(&guest, &["rapiddisk", "loop"]);
-    let zram = zram();
-    let places = [("rapiddisk", "/dev/rd0"), ("loop", "/dev/rd1"), ("zram", &zram), ("tmpfs file", FILE)];
+    make(&guest, &["rapiddisk", "loop", ZRAM]);
+    let places =
+        [("rapiddisk", "/dev/rd0"), ("loop", "/dev/rd1"), ("zram", "/dev/rd2"), ("tmpfs file", FILE)];
     compare(&places, &[]);
-    end_zram();
 }

@@ -1,7 +1,8 @@
 //! On Linux 6.12, whose `brd` can discard.
 
-use super::{FILE, Load, Target, compare, end_zram, make, median, time, zram};
-use crate::support::{guest, guest_with, sh};
+use super::{FILE, Load, Target, ZRAM, compare, make, median, time};
+use crate::support::{guest_after, guest_with, sh};
+use crate::zram;
 
 /// Disks that are there while others are made and removed, and how many these are.
 const DISKS: u32 = 1000;
@@ -9,15 +10,14 @@ const CHANGES: u32 = 20;
 
 #[test]
 fn disks_of_brd_and_zram_beside_loop() {
-    let guest = guest();
-    make(&guest, &["brd", "loop"]);
-    let zram = zram();
+    let guest = guest_after(&[], zram::load);
+    make(&guest, &["brd", "loop", ZRAM]);
     // The kernel makes it when it is opened. The daemon's have other numbers.
     sh("mknod /dev/ram900 b 1 900");
     let places = [
         ("brd", "/dev/ram900"),
         ("mapped brd", "/dev/rd0"),
-        ("zram", &zram),
+        ("zram", "/dev/rd2"),
         ("loop", "/dev/rd1"),
         ("tmpfs file", FILE),
     ];
@@ -33,7 +33,6 @@ fn disks_of_brd_and_zram_beside_loop() {
         Target { place: "zram", beside: "loop", least: &reads },
     ];
     compare(&places, &targets);
-    end_zram();
 }
 
 #[test]

@@ -41,6 +41,7 @@ pub fn clean() {
         remove_mappings();
     }
     pool();
+    zram();
     settle();
     for disk in ram_disks() {
         let number = disk.trim_start_matches("rd");
@@ -135,6 +136,13 @@ fn pool() {
         works(&format!("umount {POOL}"));
     }
     assert_eq!(names(POOL), [""; 0], "files of RAM disks that could not be removed");
+}
+
+/// Removes the disks of zram, whose mappings are gone by now, and its module.
+fn zram() {
+    if is_loaded("zram") {
+        eventually("zram is unloaded", || works("rmmod zram"));
+    }
 }
 
 fn arrays() {

@@ -216,6 +216,17 @@ pub fn below(disk: &str) -> Option<String> {
     names(&format!("/sys/block/{device}/slaves")).into_iter().find(|name| name.starts_with("ram"))
 }
 
+/// The disk of zram that a RAM disk stands on.
+pub fn below_in_zram(disk: &str) -> Option<String> {
+    let device = mapped(disk)?;
+    names(&format!("/sys/block/{device}/slaves")).into_iter().find(|name| name.starts_with("zram"))
+}
+
+/// Bytes that are stored in a disk of zram.
+pub fn stored(zram: &str) -> Option<u64> {
+    sys(&format!("/sys/block/{zram}/mm_stat"))?.split_whitespace().next()?.parse().ok()
+}
+
 /// The attached loop devices and their files.
 pub fn loops() -> Vec<(String, String)> {
     let file = |name: String| Some((name.clone(), sys(&format!("/sys/block/{name}/loop/backing_file"))?));
@@ -248,10 +259,14 @@ pub fn ram_disks() -> Vec<String> {
     disks
 }
 
-/// The memory that a RAM disk holds, in bytes: from the module's list, or from its file.
+/// The memory that a RAM disk holds, in bytes: from the module's list, or from its file. Of one of zram, what is stored
+/// in it.
 pub fn used(disk: &str) -> Option<u64> {
     if let Ok(file) = fs::metadata(format!("{POOL}/{disk}")) {
         return Some(file.blocks() * 512);
+    }
+    if let Some(below) = below_in_zram(disk) {
+        return stored(&below);
     }
     if let Some(below) = below(disk) {
         let pages: u64 = sys(&format!("/sys/kernel/debug/ramdisk_pages/{below}"))?.parse().ok()?;

@@ -19,7 +19,7 @@ use parts::{
 
 use crate::kernel::block::{self, Mode};
 use crate::kernel::{self, Root, loops, pool};
-use crate::storage::disks::driver::{Claims, Device, Driver, RamDisk, Shrunk, not_loaded, refused};
+use crate::storage::disks::driver::{Claims, Device, Driver, New, RamDisk, Shrunk, not_loaded, refused};
 use crate::storage::disks::drivers::link;
 use crate::storage::error::{Cannot, Error, Left, Result};
 use crate::storage::locks::Held;
@@ -94,6 +94,7 @@ impl Driver for Loops {
                 is_measured: true,
                 locked,
                 driver: self.name(),
+                compressed: None,
                 fault: None,
             }))
         };
@@ -110,7 +111,16 @@ impl Driver for Loops {
             let fault =
                 Some("has lost its loop device; any change of it attaches one again, unlocked".to_owned());
             let driver = self.name();
-            disks.push(RamDisk { name, size, usage, is_measured: true, locked: false, driver, fault });
+            disks.push(RamDisk {
+                name,
+                size,
+                usage,
+                is_measured: true,
+                locked: false,
+                driver,
+                compressed: None,
+                fault,
+            });
         }
         Ok(disks)
     }
@@ -156,7 +166,7 @@ impl Driver for Loops {
         Ok((MOST, "this daemon makes no more; remove one"))
     }
 
-    fn attach(&self, root: &Root, name: DiskName, bytes: u64, limit: u64) -> Result<()> {
+    fn attach(&self, root: &Root, name: DiskName, new: &New, limit: u64) -> Result<()> {
         loops::control(root).map_err(|error| match error.is_gone() {
             true => Error::Unavailable(not_loaded("loop", "")),
             false => Error::Kernel(format!("cannot make {name}"), error),
@@ -165,7 +175,7 @@ impl Driver for Loops {
         check_place(root, name)?;
         Undo::run(|undo| {
             let file =
-                pool::create(root, &part(name), bytes).cannot(format_args!("make the file of {name}"))?;
+                pool::create(root, &part(name), new.bytes).cannot(format_args!("make the file of {name}"))?;
             undo.push(format!("making the file of {name}"), move || remove_part(root, name));
             let (device, _claim) = loops::attach(root, &file, name.0, MOST)
                 .cannot(format_args!("attach a loop device for {name}"))?;
@@ -207,7 +217,7 @@ impl Driver for Loops {
         Ok(left)
     }
 
-    fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, limit: u64) -> Result<()> {
+    fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, limit: u64) -> Result<Left> {
         let what = format!("resize {}", disk.name);
         pool::mount_for(root, limit).cannot(&what)?;
         let file = pool::open(root, &disk.name.to_string()).cannot(&what)?;
@@ -229,7 +239,8 @@ impl Driver for Loops {
             if loops::ends_early(root, &disk.device).cannot(&what)? {
                 loops::limit(&loop_device, 0).cannot(&what)?;
             }
-            loops::follow_size(&loop_device).cannot(&what)
+            loops::follow_size(&loop_device).cannot(&what)?;
+            Ok(Left::default())
         })
     }
 

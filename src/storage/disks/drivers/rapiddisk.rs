@@ -10,7 +10,7 @@ use crate::kernel::block::{self, SECTOR};
 use crate::kernel::links::{self, Entry};
 use crate::kernel::rapiddisk::{self, Look};
 use crate::kernel::{self, Root, unless_gone};
-use crate::storage::disks::driver::{Claims, Device, Driver, RamDisk, Shrunk, not_loaded, refused};
+use crate::storage::disks::driver::{Claims, Device, Driver, New, RamDisk, Shrunk, not_loaded, refused};
 use crate::storage::error::{Cannot, Error, Left, Result};
 use crate::storage::names::DiskName;
 use crate::storage::wait::retry_busy;
@@ -121,7 +121,16 @@ impl Driver for Module {
                 // discarded page was there.
                 let usage = used.min(size);
                 let (locked, driver) = (read_only, self.name());
-                disks.push(RamDisk { name, size, usage, is_measured: true, locked, driver, fault: None });
+                disks.push(RamDisk {
+                    name,
+                    size,
+                    usage,
+                    is_measured: true,
+                    locked,
+                    driver,
+                    compressed: None,
+                    fault: None,
+                });
             }
         }
         Ok(disks)
@@ -168,8 +177,8 @@ impl Driver for Module {
         Ok(entry == Entry::Missing)
     }
 
-    fn attach(&self, root: &Root, name: DiskName, bytes: u64, _limit: u64) -> Result<()> {
-        rapiddisk::attach(root, name.0, bytes).cannot(format_args!("make {name}"))
+    fn attach(&self, root: &Root, name: DiskName, new: &New, _limit: u64) -> Result<()> {
+        rapiddisk::attach(root, name.0, new.bytes).cannot(format_args!("make {name}"))
     }
 
     fn detach(&self, root: &Root, disk: &Device<'_>, claim: File) -> Result<Left> {
@@ -189,8 +198,9 @@ impl Driver for Module {
         Ok(left)
     }
 
-    fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, _limit: u64) -> Result<()> {
-        rapiddisk::resize(root, disk.name.0, bytes).cannot(format_args!("resize {}", disk.name))
+    fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, _limit: u64) -> Result<Left> {
+        let resized = rapiddisk::resize(root, disk.name.0, bytes);
+        resized.map(|()| Left::default()).cannot(format_args!("resize {}", disk.name))
     }
 
     /// The module refuses a size that ends right behind the highest block, too.

@@ -18,11 +18,14 @@ mod recover;
 use std::fs::File;
 
 use super::link;
+use super::mapped::{
+    self, BRD, KIND, LOST, MOST, Parts, device_name, disk_mapping, failed, put_to_use, while_suspended,
+};
 use crate::kernel::block;
 use crate::kernel::dm::Control;
 use crate::kernel::{self, Root, brd, machine};
-use crate::storage::disks::driver::{Claims, Device, Driver, RamDisk, Shrunk, not_loaded, refused};
-use crate::storage::error::{Cannot, Error, Left, Result};
+use crate::storage::disks::driver::{Claims, Device, Driver, New, RamDisk, Shrunk, not_loaded, refused};
+use crate::storage::error::{Cannot, Left, Result};
 use crate::storage::locks::Held;
 use crate::storage::mapping;
 use crate::storage::names::DiskName;
@@ -30,19 +33,12 @@ use crate::storage::undo::Undo;
 use crate::storage::wait::retry_busy;
 use label::Label;
 use parts::{
-    HEAD, KIND, Parts, all, below, check_room, clear, device_name, disk_mapping, end_of_data, failed, find,
-    free_number, guard_mapping, keep_table, lost_size, make_guard, map, map_again, page, put_to_use, release,
-    table, while_suspended,
+    HEAD, below, check_room, clear, end_of_data, free_number, keep_table, lost_size, make_guard, map,
+    map_again, page, put_to_use_without_discards, release, table,
 };
-
-/// As many as the module `rapiddisk` takes.
-const MOST: u32 = 1024;
 
 /// The largest `rd_size` that is advised: 16 TiB.
 const ADVICE: &str = " rd_nr=0 rd_size=17179869184";
-
-/// What is wrong with a disk that has no mapping.
-const LOST: &str = "has lost its mapping; any change of it maps it again, unlocked";
 
 /// The driver.
 pub struct Brd;
@@ -80,18 +76,12 @@ impl Driver for Brd {
     }
 
     fn find(&self, root: &Root, name: DiskName) -> Result<Option<String>> {
-        let info = find(root, name).cannot(format_args!("look for {name}"))?;
+        let info = BRD.find(root, name).cannot(format_args!("look for {name}"))?;
         Ok(info.map(|info| device_name(info.dev)))
     }
 
     fn devices(&self, root: &Root) -> Result<Vec<(DiskName, String)>> {
-        let mut found = Vec::new();
-        for parts in all(root).cannot("list the RAM disks")? {
-            found.extend(
-                parts.device(root).cannot("list the RAM disks")?.map(|(device, _)| (parts.name, device)),
-            );
-        }
-        Ok(found)
+        BRD.devices(root)
     }
 
     fn list(&self, root: &Root) -> Result<Vec<RamDisk>> {
@@ -113,20 +103,21 @@ impl Driver for Brd {
                 is_measured: held.is_some(),
                 locked,
                 driver: self.name(),
+                compressed: None,
                 fault,
             }))
         };
-        all(root).cannot(what)?.into_iter().filter_map(|parts| look(parts).transpose()).collect()
+        BRD.all(root).cannot(what)?.into_iter().filter_map(|parts| look(parts).transpose()).collect()
     }
 
     fn name_of(&self, root: &Root, device: &str) -> Result<Option<DiskName>> {
-        parts::disk_of(root, device).cannot(format_args!("look at {device}"))
+        BRD.disk_of(root, device).cannot(format_args!("look at {device}"))
     }
 
     fn repair(&self, root: &Root, name: DiskName) -> Result<()> {
         let mut device = self.find(root, name)?;
         if device.is_none() {
-            let all = all(root).cannot(format_args!("look for {name}"))?;
+            let all = BRD.all(root).cannot(format_args!("look for {name}"))?;
             let Some(parts) = all.into_iter().find(|parts| parts.name == name) else { return Ok(()) };
             let Some(size) = lost_size(root, &parts)? else { return Ok(()) };
             device = Some(map_again(root, name, parts.number, size)?);
@@ -136,17 +127,14 @@ impl Driver for Brd {
 
     /// Its guard, too: the first page is behind it.
     fn check_running(&self, root: &Root, name: DiskName) -> Result<()> {
-        match find(root, name).cannot(format_args!("look at {name}"))? {
-            None => return Ok(()),
-            Some(info) if info.suspended => {
-                return Err(mapping::suspended(name, ", or restart rapiddiskd, which resumes its RAM disks"));
-            }
-            Some(_) => {}
+        BRD.check_running(root, name)?;
+        if BRD.find(root, name).cannot(format_args!("look at {name}"))?.is_none() {
+            return Ok(());
         }
         let control = mapping::control(root)?;
         // One with another table has no guard.
         let Ok((_, number)) = below(&control, name) else { return Ok(()) };
-        let guard = guard_mapping(name, number);
+        let guard = BRD.guard(name, number);
         match mapping::info_of(&control, &guard)? {
             Some(info) if info.suspended => Err(mapping::suspended(guard, "")),
             _ => Ok(()),
@@ -155,17 +143,13 @@ impl Driver for Brd {
 
     /// Nor may another program have a mapping of its name.
     fn is_free(&self, root: &Root, name: DiskName) -> Result<bool> {
-        let has_mapping = match mapping::if_loaded(root)? {
-            Some(control) => mapping::info_of(&control, &disk_mapping(name))?.is_some(),
-            None => false,
-        };
-        Ok(!has_mapping && link::is_free(root, name, KIND)?)
+        mapped::is_free(root, name)
     }
 
     fn claims(&self, root: &Root) -> Result<Claims> {
         let what = "add up the sizes of the RAM disks";
         let mut claims = Claims::default();
-        for parts in all(root).cannot(what)? {
+        for parts in BRD.all(root).cannot(what)? {
             let size = match parts.device(root).cannot(what)? {
                 Some((_, size)) => size,
                 None => label::read(root, parts.number).cannot(what)?.unwrap_or_default().reach,
@@ -180,7 +164,8 @@ impl Driver for Brd {
         Ok((MOST, "this daemon makes no more; remove one"))
     }
 
-    fn attach(&self, root: &Root, name: DiskName, bytes: u64, _limit: u64) -> Result<()> {
+    fn attach(&self, root: &Root, name: DiskName, new: &New, _limit: u64) -> Result<()> {
+        let bytes = new.bytes;
         check_room(root, name, bytes)?;
         link::check_place(root, name, KIND)?;
         let (number, reach) = free_number(root)?;
@@ -224,7 +209,7 @@ impl Driver for Brd {
         Ok(left)
     }
 
-    fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, _limit: u64) -> Result<()> {
+    fn grow(&self, root: &Root, disk: &Device<'_>, bytes: u64, _limit: u64) -> Result<Left> {
         let (name, what) = (disk.name, format!("resize {}", disk.name));
         check_room(root, name, bytes)?;
         let control = mapping::control(root)?;
@@ -237,8 +222,9 @@ impl Driver for Brd {
             undo.push(format!("giving {name} a new table"), || {
                 keep_table(root, &control, disk, &table(disk.size, guard, number))
             });
-            put_to_use(root, &control, name, disk.dev, &table(bytes, guard, number))?;
-            label::set_size(root, number, bytes).cannot(&what).map(drop)
+            put_to_use_without_discards(root, &control, name, disk.dev, &table(bytes, guard, number))?;
+            label::set_size(root, number, bytes).cannot(&what)?;
+            Ok(Left::default())
         })
     }
 
@@ -253,15 +239,13 @@ impl Driver for Brd {
         let control = mapping::control(root)?;
         let (guard, number) = below(&control, name).cannot(&what)?;
         let mapping = disk_mapping(name);
-        let shrink = || {
+        let mut shrink = || {
             if end_of_data(root, number, bytes, disk.size)? > bytes {
                 return Ok(false);
             }
-            let loaded = control.load(&mapping, &table(bytes, guard, number));
-            loaded.or_else(|error| control.clear(&mapping).and(Err(error)))?;
-            control.resume(&mapping).map(|()| true)
+            put_to_use(&control, &mapping, &table(bytes, guard, number)).map(|()| true)
         };
-        let (shrunk, resumed) = while_suspended(&control, name, "resize", shrink)?;
+        let (shrunk, resumed) = while_suspended(&control, name, "resize", &mut shrink)?;
         // After a failure the new table may be in use all the same.
         if !matches!(shrunk, Ok(true)) && block::size_of_disk(root, &disk.device) != Ok(Some(bytes)) {
             return match shrunk.cannot(&what) {
@@ -280,26 +264,10 @@ impl Driver for Brd {
     }
 
     fn free(&self, root: &Root, disk: &Device<'_>, claim: File) -> Result<Left> {
-        let (name, what) = (disk.name, "free the memory of");
         let control = mapping::control(root)?;
-        let (_, number) = below(&control, name).cannot(format_args!("{what} {name}"))?;
-        let mut at = HEAD;
-        let (cleared, resumed) =
-            while_suspended(&control, name, what, || brd::clear(root, number, &mut at, HEAD + disk.size))?;
-        // Whoever opens it from here on reads nothing old from the page cache. On a suspended disk this could hang.
-        let flushed = match &resumed {
-            Ok(()) => block::flush_buffers(&claim).cannot(format_args!("empty the page cache of {name}")),
-            Err(_) => Ok(()),
-        };
-        if let Err(error) = cleared.cannot(format_args!("{what} {name}")) {
-            let gone = format!("emptying {name} up to byte {}", at - HEAD);
-            let error = if at == HEAD { error } else { Error::NotUndone(Box::new(error), vec![gone]) };
-            return Err(failed(name, error, resumed));
-        }
-        let mut left = Left::default();
-        left.note(resumed);
-        left.note(flushed);
-        Ok(left)
+        let (_, number) = below(&control, disk.name).cannot(format_args!("look at {}", disk.name))?;
+        let clear = |at: &mut u64| brd::clear(root, number, at, HEAD + disk.size);
+        mapped::empty(&control, disk, &claim, HEAD, &clear)
     }
 
     fn recover<'a>(

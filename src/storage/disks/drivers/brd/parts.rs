@@ -1,16 +1,13 @@
 //! What a disk of `brd` consists of: its names, its mappings and their tables, and its memory.
 
-use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use rustix::io::Errno;
-
 use super::label::{self, Label};
-use crate::kernel::block::{self, Dev, SECTOR};
+use crate::kernel::block::{self, Dev};
 use crate::kernel::dm::{self, Control, Target};
 use crate::kernel::{self, Root, brd};
-use crate::storage::disks::driver::{Device, refused};
-use crate::storage::disks::drivers::link;
+use crate::storage::disks::driver::Device;
+use crate::storage::disks::drivers::mapped::{self, BRD, Parts, device_name, disk_mapping, linear, resume};
 use crate::storage::error::{Cannot, Error, Result};
 use crate::storage::mapping::{self, not_made, uuid};
 use crate::storage::names::DiskName;
@@ -19,7 +16,7 @@ use crate::storage::usage;
 use crate::storage::wait::retry_busy;
 
 /// The first `ramK` that is taken. The first 16 are other people's on many machines.
-pub const FIRST: u32 = 1024;
+const FIRST: u32 = 1024;
 
 /// The last one that the kernel has a device number for.
 const LAST: u32 = (1 << 20) - 1;
@@ -28,79 +25,7 @@ const LAST: u32 = (1 << 20) - 1;
 pub const HEAD: u64 = 1 << 20;
 
 /// What the guard maps, in bytes.
-pub const GUARDED: u64 = 4096;
-
-/// What the names of its devices begin with.
-pub const KIND: &str = "dm-";
-
-/// What a disk consists of.
-pub struct Parts {
-    /// The disk.
-    pub name: DiskName,
-    /// K of `ramK`.
-    pub number: u32,
-    /// The mapping `rdN`. Without it the disk is being made or removed, or somebody else removed it.
-    pub disk: Option<Dev>,
-}
-
-impl Parts {
-    /// The kernel's name of `rdN`, and its size in bytes. `None` while it is being made or removed.
-    pub fn device(&self, root: &Root) -> kernel::Result<Option<(String, u64)>> {
-        let Some(dev) = self.disk else { return Ok(None) };
-        let device = device_name(dev);
-        let size = block::size_of_disk(root, &device)?.filter(|&size| size > 0);
-        Ok(size.map(|size| (device, size)))
-    }
-}
-
-/// All disks, those included that are being made or removed.
-pub fn all(root: &Root) -> kernel::Result<Vec<Parts>> {
-    // Most machines need no look at each mapping.
-    if !brd::is_loaded(root)? {
-        return Ok(Vec::new());
-    }
-    let control = match Control::open(root) {
-        Err(error) if error.is_gone() => return Ok(Vec::new()),
-        control => control?,
-    };
-    let listed = control.list()?;
-    // Before a mapping gets its first table, device-mapper alone knows it.
-    let is_ours = |name: &dm::Name, dev| match block::mapped_uuid(root, dev)? {
-        Some(known) => Ok(known == uuid(name)),
-        None => match control.info(name) {
-            Err(error) if error.is_gone() => Ok(false),
-            info => Ok(info?.uuid == uuid(name)),
-        },
-    };
-    let disks: HashMap<_, _> =
-        listed.iter().filter_map(|listed| Some((DiskName::parse(&listed.name)?, listed.dev))).collect();
-    let mut found = Vec::new();
-    for listed in &listed {
-        let Some((name, number)) = guarded(&listed.name) else { continue };
-        if !is_ours(&guard_mapping(name, number), listed.dev)? {
-            continue;
-        }
-        let disk = match disks.get(&name) {
-            Some(&dev) if is_ours(&disk_mapping(name), dev)? => Some(dev),
-            _ => None,
-        };
-        found.push(Parts { name, number, disk });
-    }
-    Ok(found)
-}
-
-/// The state of a disk's mapping, if it is one of ours; `None` while it is being made or removed.
-pub fn find(root: &Root, name: DiskName) -> kernel::Result<Option<dm::Info>> {
-    // Most machines need no device-mapper.
-    if !brd::is_loaded(root)? {
-        return Ok(None);
-    }
-    let mapping = disk_mapping(name);
-    match Control::open(root).and_then(|control| control.info(&mapping)) {
-        Err(error) if error.is_gone() => Ok(None),
-        info => Ok(Some(info?).filter(|info| info.active && info.uuid == uuid(&mapping))),
-    }
-}
+const GUARDED: u64 = 4096;
 
 /// The guard of a disk that is mapped, and K of the `ramK` that both stand on.
 pub fn below(control: &Control, name: DiskName) -> kernel::Result<(Dev, u32)> {
@@ -109,34 +34,6 @@ pub fn below(control: &Control, name: DiskName) -> kernel::Result<(Dev, u32)> {
     let ram = deps.iter().find(|&&dev| dev == brd::dev(dev.minor)).ok_or_else(strange)?;
     let guard = deps.iter().find(|dev| *dev != ram).ok_or_else(strange)?;
     Ok((*guard, ram.minor))
-}
-
-/// The device-mapper name of `rdN`.
-pub fn disk_mapping(name: DiskName) -> dm::Name {
-    dm::Name::new(&name.to_string()).expect("letters and digits")
-}
-
-/// The device-mapper name of the guard.
-pub fn guard_mapping(name: DiskName, number: u32) -> dm::Name {
-    dm::Name::new(&format!("{name}-{}", brd::name(number))).expect("letters, digits and a dash")
-}
-
-/// The disk and the number K of which this is the guard's name.
-pub fn guarded(mapping: &str) -> Option<(DiskName, u32)> {
-    let (name, number) = mapping.split_once("-ram")?;
-    let (name, number) = (DiskName::parse(name)?, number.parse().ok()?);
-    (guard_mapping(name, number).as_str() == mapping).then_some((name, number))
-}
-
-/// The disk that the kernel knows by the name `device`, if it is one of ours.
-pub fn disk_of(root: &Root, device: &str) -> kernel::Result<Option<DiskName>> {
-    if !link::is_of(KIND, device) {
-        return Ok(None);
-    }
-    let name = block::mapped_name(root, device)?.and_then(|name| DiskName::parse(&name));
-    let Some((name, dev)) = name.zip(block::dev_of(root, device)?) else { return Ok(None) };
-    let known = block::mapped_uuid(root, dev)?;
-    Ok((known == Some(uuid(&disk_mapping(name)))).then_some(name))
 }
 
 /// Whether the driver can discard; `None` if the kernel makes none of its disks.
@@ -168,11 +65,6 @@ pub fn probe_mapping() -> dm::Name {
     dm::Name::new("rapiddiskd-probe").expect("letters and a dash")
 }
 
-/// The kernel's name of a mapping.
-pub fn device_name(dev: Dev) -> String {
-    format!("{KIND}{}", dev.minor)
-}
-
 /// Bytes in a page of memory.
 pub fn page() -> u64 {
     rustix::param::page_size() as u64
@@ -193,7 +85,7 @@ pub fn check_room(root: &Root, name: DiskName, bytes: u64) -> Result<()> {
 /// The lowest K whose `ramK` is not there yet, or is ours and free, and how far it may hold old data, in bytes.
 pub fn free_number(root: &Root) -> Result<(u32, u64)> {
     let what = "look for a free disk of brd";
-    let taken: Vec<_> = all(root).cannot(what)?.into_iter().map(|parts| parts.number).collect();
+    let taken: Vec<_> = BRD.all(root).cannot(what)?.into_iter().map(|parts| parts.number).collect();
     for number in (FIRST..=LAST).filter(|number| !taken.contains(number)) {
         let reach = match brd::exists(root, number).cannot(what)? {
             true => reach_if_free(root, number)?,
@@ -224,7 +116,7 @@ fn reach_if_free(root: &Root, number: u32) -> Result<Option<u64>> {
 /// Makes the guard, and with it `ramK`, and turns discards off on it. Gives its device number.
 pub fn make_guard(root: &Root, name: DiskName, number: u32) -> Result<Dev> {
     let control = mapping::control(root)?.for_parts();
-    let guard = guard_mapping(name, number);
+    let guard = BRD.guard(name, number);
     let dev = control.create(&guard, &uuid(&guard)).map_err(|error| not_made(&guard, error))?;
     let table = linear(0, GUARDED, brd::dev(number), HEAD);
     control
@@ -242,8 +134,8 @@ pub fn lost_size(root: &Root, &Parts { name, number, .. }: &Parts) -> Result<Opt
     let Some(size) = label.map(|label| label.size).filter(|&size| size > 0) else { return Ok(None) };
     // It may be complete, or be gone, a moment after the mappings were listed.
     let control = mapping::control(root)?;
-    let is_guarded = mapping::ours(&control, &guard_mapping(name, number))?.is_some();
-    let is_mapped = mapping::ours(&control, &disk_mapping(name))?.is_some_and(|info| info.active);
+    let is_guarded = mapping::ours(&control, &BRD.guard(name, number))?.is_some();
+    let is_mapped = BRD.ours(&control, name)?.is_some_and(|info| info.active);
     Ok((is_guarded && !is_mapped).then_some(size))
 }
 
@@ -255,27 +147,19 @@ pub fn map<'a>(
     table: &[Target],
     undo: &mut Undo<'a>,
 ) -> Result<Dev> {
-    let mapping = disk_mapping(name);
-    let dev = control.create(&mapping, &uuid(&mapping)).map_err(|error| not_made(name, error))?;
-    undo.push(format!("mapping {name}"), move || {
-        retry_busy(|| control.remove(&disk_mapping(name))).cannot(format_args!("remove {name}"))
-    });
-    put_to_use(root, control, name, dev, table)?;
+    let dev = BRD.make(control, name, undo)?;
+    put_to_use_without_discards(root, control, name, dev, table)?;
     Ok(dev)
 }
 
 /// Maps a disk again whose mapping somebody removed. Gives the kernel's name of it.
 pub fn map_again(root: &Root, name: DiskName, number: u32, size: u64) -> Result<String> {
     let control = mapping::control(root)?;
-    let guard = guard_mapping(name, number);
+    let guard = BRD.guard(name, number);
     let Some(guard) = mapping::ours(&control, &guard)?.filter(|info| info.active) else {
         return Err(Error::Conflict(format!("{name} has lost its mapping, and {guard} has no table")));
     };
-    let mapping = disk_mapping(name);
-    // One without a table: an earlier attempt got no further.
-    if mapping::ours(&control, &mapping)?.is_some_and(|info| !info.active) {
-        retry_busy(|| control.remove(&mapping)).cannot(format_args!("remove the empty mapping {name}"))?;
-    }
+    BRD.remove_empty(&control, name)?;
     let table = table(size, guard.dev, number);
     Undo::run(|undo| map(root, &control, name, &table, undo).map(device_name))
 }
@@ -285,70 +169,21 @@ pub fn table(bytes: u64, guard: Dev, number: u32) -> [Target; 2] {
     [linear(0, GUARDED, guard, 0), linear(GUARDED, bytes - GUARDED, brd::dev(number), HEAD + GUARDED)]
 }
 
-/// A part of a table, all in bytes: `length` from `start` on are those of the device from `at` on.
-pub fn linear(start: u64, length: u64, dev: Dev, at: u64) -> Target {
-    Target {
-        start: start / SECTOR,
-        length: length / SECTOR,
-        kind: "linear".into(),
-        text: format!("{dev} {}", at / SECTOR),
-    }
-}
-
 /// Gives a disk a table, and makes sure that it has no discards with it.
-pub fn put_to_use(root: &Root, control: &Control, name: DiskName, dev: Dev, table: &[Target]) -> Result<()> {
-    let mapping = disk_mapping(name);
-    control
-        .load(&mapping, table)
-        .and_then(|()| control.resume(&mapping))
-        .cannot(format_args!("map {name}"))?;
+pub fn put_to_use_without_discards(
+    root: &Root,
+    control: &Control,
+    name: DiskName,
+    dev: Dev,
+    table: &[Target],
+) -> Result<()> {
+    mapped::put_to_use(control, &disk_mapping(name), table).cannot(format_args!("map {name}"))?;
     let device = device_name(dev);
     match block::discard_limit(root, &device).cannot(format_args!("look at {device}"))? {
         Some(0) => Ok(()),
         _ => Err(Error::Unavailable(format!(
             "this kernel lets discards through to {name}, which its brd does not survive; use --ram-driver loop"
         ))),
-    }
-}
-
-/// Changes a disk that is claimed while it is suspended: whoever reads or writes waits. Gives what `change`
-/// gives, and whether the disk was resumed. It is refused if it is open elsewhere; `verb` completes "cannot …".
-pub fn while_suspended<T>(
-    control: &Control,
-    name: DiskName,
-    verb: &str,
-    change: impl FnOnce() -> T,
-) -> Result<(T, Result<()>)> {
-    let mapping = disk_mapping(name);
-    let check_alone = || match control.info(&mapping)?.open_count {
-        // The claim.
-        0 | 1 => Ok(()),
-        _ => Err(kernel::Error::new(format!("open {name}"), &Errno::BUSY.into())),
-    };
-    let resumed = || resume(control, &mapping).cannot(format_args!("resume {name}"));
-    let mut left = Ok(());
-    let suspended = retry_busy(|| {
-        check_alone()?;
-        control.suspend(&mapping)?;
-        // Somebody may have opened it, and even written to it, meanwhile.
-        check_alone().inspect_err(|_| left = resumed())
-    });
-    suspended.map_err(|error| failed(name, refused(name, verb, error), left))?;
-    let changed = change();
-    Ok((changed, resumed()))
-}
-
-/// Ends the suspension of a disk. The kernel forgets a table that it cannot put to use: the second attempt is one
-/// without it.
-fn resume(control: &Control, mapping: &dm::Name) -> kernel::Result<()> {
-    control.resume(mapping).or_else(|_| control.resume(mapping))
-}
-
-/// The failure of a change, and that the disk was left suspended if it was.
-pub fn failed(name: DiskName, error: Error, resumed: Result<()>) -> Error {
-    match resumed {
-        Ok(()) => error,
-        Err(left) => Error::NotUndone(Box::new(error), vec![format!("suspending {name} ({left})")]),
     }
 }
 
@@ -386,7 +221,7 @@ pub fn clear(root: &Root, number: u32, start: u64, end: u64) -> Result<()> {
 /// Frees the memory of `ramK`, whose disk is gone and had `bytes` bytes, and removes the guard.
 pub fn release(root: &Root, name: DiskName, number: u32, bytes: u64) -> Result<()> {
     let control = mapping::control(root)?.for_parts();
-    let guard = guard_mapping(name, number);
+    let guard = BRD.guard(name, number);
     let Some(info) = mapping::ours(&control, &guard)? else { return Ok(()) };
     if info.active {
         let what = format!("label {}", brd::name(number));
@@ -404,23 +239,6 @@ pub fn release(root: &Root, name: DiskName, number: u32, bytes: u64) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_guard_is_named_after_both_and_nothing_else_is_one() {
-        assert_eq!(guard_mapping(DiskName(7), 1030).as_str(), "rd7-ram1030");
-        assert_eq!(guarded("rd7-ram1030"), Some((DiskName(7), 1030)));
-        for other in [
-            "rd7",
-            "rd7-ram",
-            "rd7-ram01030",
-            "rd07-ram1030",
-            "rd7-ram+1030",
-            "rd7-ram1030-ram2",
-            "rc-wt_sda",
-        ] {
-            assert_eq!(guarded(other), None, "{other}");
-        }
-    }
 
     #[test]
     fn a_table_leads_to_the_data_without_a_gap() {

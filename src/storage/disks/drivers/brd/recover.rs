@@ -1,21 +1,20 @@
 //! Repairing what a daemon that was killed during a change left.
 
 use super::label;
-use super::parts::{
-    KIND, Parts, all, below, device_name, disk_mapping, disk_of, lost_size, map_again, probe_mapping, release,
-};
-use crate::kernel::links::{self, Entry};
+use super::parts::{below, lost_size, map_again, probe_mapping, release};
 use crate::kernel::{Root, block, brd};
 use crate::storage::disks::drivers::link;
+use crate::storage::disks::drivers::mapped::{
+    BRD, KIND, Parts, device_name, disk_mapping, is_lost, link_again,
+};
 use crate::storage::error::{Cannot, Result};
 use crate::storage::locks::Held;
 use crate::storage::mapping;
 use crate::storage::names::DiskName;
-use crate::storage::wait::retry_busy;
 
 /// Repairs each disk. Returns a line for each thing that was done or could not be done.
 pub fn recover<'a>(root: &Root, hold: &dyn Fn(DiskName) -> Option<Held<'a>>) -> Vec<String> {
-    let found = match all(root) {
+    let found = match BRD.all(root) {
         Ok(found) => found,
         Err(error) => return vec![format!("the RAM disks of brd could not be looked for: {error}")],
     };
@@ -34,8 +33,7 @@ pub fn recover<'a>(root: &Root, hold: &dyn Fn(DiskName) -> Option<Held<'a>>) -> 
     {
         let _ = control.remove(&probe_mapping());
     }
-    let is_lost = |name: DiskName, to: &str| disk_of(root, to).is_ok_and(|of| of != Some(name));
-    said.extend(link::remove_lost(root, KIND, hold, is_lost));
+    said.extend(link::remove_lost(root, KIND, hold, |name, to| is_lost(root, name, to)));
     said
 }
 
@@ -45,14 +43,12 @@ fn recover_one(root: &Root, parts: &Parts) -> Result<Option<&'static str>> {
     let &Parts { name, number, .. } = parts;
     let control = mapping::control(root)?;
     let mapping = disk_mapping(name);
-    let Some(info) = mapping::ours(&control, &mapping)?.filter(|info| info.active) else {
+    let Some(info) = BRD.ours(&control, name)?.filter(|info| info.active) else {
         if let Some(size) = lost_size(root, parts)? {
             link_again(root, name, &map_again(root, name, number, size)?)?;
             return Ok(Some("had lost its mapping, and has it again; it is unlocked"));
         }
-        if mapping::ours(&control, &mapping)?.is_some() {
-            retry_busy(|| control.remove(&mapping)).cannot("remove its mapping")?;
-        }
+        BRD.remove_empty(&control, name)?;
         link::remove(root, name, KIND).cannot("remove its link")?;
         release(root, name, number, 0)?;
         return Ok(Some("was half-made or half-removed, and is removed"));
@@ -76,15 +72,4 @@ fn recover_one(root: &Root, parts: &Parts) -> Result<Option<&'static str>> {
         done = Some("had lost its link in /dev, and has it again");
     }
     Ok(done)
-}
-
-/// Makes the link to a disk, if it is not there.
-fn link_again(root: &Root, name: DiskName, device: &str) -> Result<bool> {
-    let entry = links::look(&link::node(root, name)).cannot(format_args!("look at /dev/{name}"))?;
-    if entry == Entry::Link(device.to_owned()) {
-        return Ok(false);
-    }
-    link::check_place(root, name, KIND)?;
-    link::make(root, name, KIND, device).cannot(format_args!("make /dev/{name}"))?;
-    Ok(true)
 }
