@@ -1,6 +1,7 @@
 //! Block devices: their attributes in sysfs, their nodes in `/dev`, and the few
 //! generic block ioctls.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
@@ -123,6 +124,22 @@ pub fn dev_of(root: &Root, name: &str) -> Result<Option<Dev>> {
 pub fn size_of_disk(root: &Root, name: &str) -> Result<Option<u64>> {
     let sectors = root.number(format!("sys/block/{name}/size"))?;
     Ok(sectors.and_then(|sectors| sectors.checked_mul(SECTOR)))
+}
+
+/// The sizes in bytes of all disks and partitions that have one, with one look (`/proc/partitions`), in steps of a KiB.
+pub fn sizes(root: &Root) -> Result<HashMap<Dev, u64>> {
+    Ok(parse_sizes(&root.text("proc/partitions")?))
+}
+
+/// Reads lines of `MAJOR MINOR KIB NAME`.
+fn parse_sizes(text: &str) -> HashMap<Dev, u64> {
+    let size_in = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let mut next = || fields.next()?.parse().ok();
+        let dev = Dev { major: next()?, minor: next()? };
+        Some((dev, u64::from(next()?).saturating_mul(1024)))
+    };
+    text.lines().filter_map(size_in).collect()
 }
 
 /// Whether a whole disk is read-only, by the kernel's name.
@@ -388,6 +405,16 @@ mod tests {
         let (major, minor) = (259u64, 70000u64);
         let encoded = (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12);
         assert_eq!(Dev::from_kernel(encoded), Dev { major: 259, minor: 70000 });
+    }
+
+    #[test]
+    fn the_sizes_of_all_disks_are_read() {
+        let text =
+            "major minor  #blocks  name\n\n   8        0   33554432 sda\n 253        7      16384 dm-7\n";
+        let sizes = parse_sizes(text);
+        assert_eq!(sizes.len(), 2);
+        assert_eq!(sizes[&Dev { major: 253, minor: 7 }], 16 << 20);
+        assert_eq!(sizes[&Dev { major: 8, minor: 0 }], 32 << 30);
     }
 
     #[test]

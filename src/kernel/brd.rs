@@ -52,13 +52,17 @@ pub fn minors(root: &Root) -> Result<u64> {
     Ok(root.number(format!("{MODULE}/parameters/max_part"))?.unwrap_or(1))
 }
 
-/// Whether the driver can discard, which each of its disks says; `None` if it has no disk yet.
-pub fn can_discard(root: &Root) -> Result<Option<bool>> {
+/// Whether the driver can discard, which each of its disks says; `None` if it has no disk yet. The `likely` one is looked
+/// for first.
+pub fn can_discard(root: &Root, likely: u32) -> Result<Option<bool>> {
+    // What the driver can do. The limit beside it is what an administrator allows on this disk.
+    let limit = |disk: &str| root.number(format!("sys/block/{disk}/queue/discard_max_hw_bytes"));
     let is_disk =
         |name: &String| name.strip_prefix("ram").is_some_and(|number| number.parse::<u32>().is_ok());
-    let Some(disk) = block::disks(root)?.into_iter().find(is_disk) else { return Ok(None) };
-    // What the driver can do. The limit beside it is what an administrator allows on this disk.
-    let limit = root.number(format!("sys/block/{disk}/queue/discard_max_hw_bytes"))?;
+    let limit = match limit(&name(likely))? {
+        None => block::disks(root)?.into_iter().find(is_disk).map_or(Ok(None), |disk| limit(&disk))?,
+        found => found,
+    };
     Ok(limit.map(|limit| limit > 0))
 }
 

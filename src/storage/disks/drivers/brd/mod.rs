@@ -149,9 +149,14 @@ impl Driver for Brd {
     fn claims(&self, root: &Root) -> Result<Claims> {
         let what = "add up the sizes of the RAM disks";
         let mut claims = Claims::default();
-        for parts in BRD.all(root).cannot(what)? {
-            let size = match parts.device(root).cannot(what)? {
-                Some((_, size)) => size,
+        let disks = BRD.all(root).cannot(what)?;
+        if disks.is_empty() {
+            return Ok(claims);
+        }
+        let sizes = block::sizes(root).cannot(what)?;
+        for parts in disks {
+            let size = match parts.disk.and_then(|dev| sizes.get(&dev)) {
+                Some(&size) => size,
                 None => label::read(root, parts.number).cannot(what)?.unwrap_or_default().reach,
             };
             claims.names.push(parts.name);

@@ -1,5 +1,6 @@
 //! What a disk of `brd` consists of: its names, its mappings and their tables, and its memory.
 
+use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 
 use super::label::{self, Label};
@@ -39,7 +40,7 @@ pub fn below(control: &Control, name: DiskName) -> kernel::Result<(Dev, u32)> {
 /// Whether the driver can discard; `None` if the kernel makes none of its disks.
 pub fn can_discard(root: &Root, control: &Control) -> Result<Option<bool>> {
     static PROBE: Mutex<()> = Mutex::new(());
-    let ask = || brd::can_discard(root).cannot("ask what brd can do");
+    let ask = || brd::can_discard(root, FIRST).cannot("ask what brd can do");
     if let Some(known) = ask()? {
         return Ok(Some(known));
     }
@@ -85,7 +86,7 @@ pub fn check_room(root: &Root, name: DiskName, bytes: u64) -> Result<()> {
 /// The lowest K whose `ramK` is not there yet, or is ours and free, and how far it may hold old data, in bytes.
 pub fn free_number(root: &Root) -> Result<(u32, u64)> {
     let what = "look for a free disk of brd";
-    let taken: Vec<_> = BRD.all(root).cannot(what)?.into_iter().map(|parts| parts.number).collect();
+    let taken: HashSet<_> = BRD.all(root).cannot(what)?.into_iter().map(|parts| parts.number).collect();
     for number in (FIRST..=LAST).filter(|number| !taken.contains(number)) {
         let reach = match brd::exists(root, number).cannot(what)? {
             true => reach_if_free(root, number)?,
