@@ -176,6 +176,12 @@ fn a_disk_is_locked_flushed_exported_and_gets_another_size_only_while_it_is_empt
         assert_eq!(listed["algorithm"], algorithm);
         assert_zero("rd0", &read("/dev/rd0", 0, (mib * MIB) as usize));
     }
+    // One that is locked stays so.
+    guest.change("lockRapidDisk/rd0");
+    guest.change("resizeRapidDisk/rd0/24");
+    assert!(try_write("/dev/rd0", 0, &data).is_err(), "a locked disk was written to");
+    guest.change("unlockRapidDisk/rd0");
+    guest.change("resizeRapidDisk/rd0/20");
     // Discards are for everybody here.
     write("/dev/rd0", 0, &data);
     sh("blkdiscard -f /dev/rd0");
