@@ -3,6 +3,8 @@
 //! `tests/run native` runs it; `cargo test` alone does not.
 
 mod faults;
+#[path = "native/openapi.rs"]
+mod openapi;
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hasher};

@@ -10,6 +10,8 @@ use super::nvme::NvmeAction;
 pub enum Action {
     /// Whether the service runs, and which drivers it has.
     Status,
+    /// What calls there are.
+    Specification,
     /// Something about the machine as a whole.
     Machine(MachineAction),
     /// Something about RAM disks.

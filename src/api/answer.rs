@@ -18,15 +18,20 @@ pub fn json(status: u16, body: &Value) -> Response {
     let mut text = Text(Vec::new());
     // So that a terminal's prompt begins on a line of its own after curl.
     let written = serde_json::to_writer(&mut text, body).is_ok() && text.write_all(b"\n").is_ok();
-    match written {
-        true => Response::new(status, JSON, text.0),
-        false => Response::new(503, JSON, NO_MEMORY),
-    }
+    made_text(status, written.then_some(text.0))
 }
 
 /// The same, where the text is there already.
 pub fn json_line(status: u16, line: String) -> Response {
     Response::new(status, JSON, line)
+}
+
+/// The same, where the text was made as far as there was memory.
+pub fn made_text(status: u16, text: Option<Vec<u8>>) -> Response {
+    match text {
+        Some(text) => Response::new(status, JSON, text),
+        None => Response::new(503, JSON, NO_MEMORY),
+    }
 }
 
 /// JSON as it goes out: a terminal's prompt begins on a line of its own after curl.

@@ -7,6 +7,112 @@ use super::answer;
 use crate::http::Response;
 use crate::storage::Error;
 
+/// A code that an answer may have.
+pub struct Code {
+    /// The code.
+    pub number: u16,
+    /// Any request may be refused with it.
+    pub is_general: bool,
+    /// What it means, in Markdown.
+    pub meaning: &'static str,
+    /// The message of such a refusal; empty if it is none.
+    pub message: &'static str,
+    /// The header field that such a refusal may have.
+    pub field: Option<&'static str>,
+}
+
+/// Every code that an answer may have, in ascending order.
+pub static CODES: &[Code] = &[
+    Code { is_general: false, ..code(200, "It is done, or here is what you asked for.", "") },
+    Code { is_general: false, ..code(204, "The answer to a browser's preflight request.", "") },
+    code(
+        400,
+        "The request is wrong: a number, a size, a name, a policy, or the percent-encoding; or it \
+         is not valid HTTP, for example without `Host`.",
+        "\"12abc\" is not a size: a number of MiB above 0, or one with M, MiB, G, GiB, T or TiB",
+    ),
+    Code {
+        field: Some("WWW-Authenticate"),
+        ..code(
+            401,
+            "The request has no token, or a wrong one. `WWW-Authenticate` says which kind is needed.",
+            "This needs a token: send Authorization: Bearer TOKEN.",
+        )
+    },
+    code(
+        403,
+        "This client, token, web page or host name may not do this.",
+        "The token is a viewer's and may not change anything.",
+    ),
+    code(
+        404,
+        "There is no such path, or no such RAM disk, cache, source, port, export or network \
+         interface.",
+        "there is no RAM disk rd7",
+    ),
+    Code {
+        field: Some("Allow"),
+        ..code(405, "The path takes another method. `Allow` names it.", "this path takes POST")
+    },
+    code(408, "The request took too long to arrive.", "The request did not arrive in time."),
+    Code {
+        is_general: false,
+        ..code(
+            409,
+            "The device exists, but this cannot be done to it now. The message says who uses it.",
+            "rd0 is mounted on /mnt; unmount it first",
+        )
+    },
+    code(413, "The body is too long.", "The body is too long."),
+    code(414, "The path is too long.", "The request target is too long."),
+    code(
+        417,
+        "The request has a header field `Expect` with something else than `100-continue`.",
+        "The only Expect that is supported is 100-continue.",
+    ),
+    code(431, "The header fields are too long or too many.", "The request has too many header fields."),
+    code(
+        500,
+        "The kernel refused for another reason: the message has the kernel's error, and the file \
+         or the ioctl. Or a change failed and something could not be undone; or the program has a \
+         fault.",
+        "The daemon failed while it answered this request; its log says more.",
+    ),
+    code(
+        501,
+        "The request has `Transfer-Encoding`, which is not supported.",
+        "Transfer-Encoding is not supported; send a Content-Length.",
+    ),
+    Code {
+        field: Some("Retry-After"),
+        ..code(
+            503,
+            "The kernel lacks what the call needs: the message says what to load or to mount. Or \
+         there is no memory for the call or its answer at the moment. Or the server has too much \
+         to do: then `Retry-After` says in how many seconds to try again.",
+            "Too many requests are waiting; try again.",
+        )
+    },
+    code(
+        505,
+        "The request is in another version of HTTP than 1.0 and 1.1.",
+        "This server speaks HTTP/1.1 and HTTP/1.0.",
+    ),
+    Code {
+        is_general: false,
+        ..code(
+            507,
+            "The RAM disks would take more memory than `--memory-limit` allows.",
+            "64 MiB do not fit: the RAM disks may take 64 MiB together, the others have 32 MiB; ask for less, remove one, or raise --memory-limit",
+        )
+    },
+];
+
+/// A code with which any request may be refused.
+const fn code(number: u16, meaning: &'static str, message: &'static str) -> Code {
+    Code { number, is_general: true, meaning, message, field: None }
+}
+
 /// The HTTP status of an error.
 pub fn status(error: &Error) -> u16 {
     match error {

@@ -8,8 +8,10 @@ pub mod disks;
 pub mod errors;
 pub mod machine;
 pub mod nvme;
+mod openapi;
 pub mod parameters;
 pub mod routes;
+pub mod schemas;
 
 use std::sync::Arc;
 
@@ -44,6 +46,7 @@ impl Service for Api {
             Action::Status => {
                 return answer::json_line(200, self.last_status.text(storage.watch.health()));
             }
+            Action::Specification => return answer::made_text(200, openapi::specification()),
             Action::Machine(action) => machine::execute(storage, action),
             Action::Disks(action) => disks::execute(storage, action),
             Action::Caches(action) => caches::execute(storage, action),

@@ -1,5 +1,5 @@
-//! The endpoints as one table. From it come the parser, the answers 404 and 405, and the
-//! tables of the page `src/api/README.md`.
+//! The endpoints as one table. From it come the parser, the answers 404 and 405, the
+//! tables of the page `src/api/README.md`, and the specification.
 //!
 //! A new endpoint is a row here, and an action with its function in the file of its noun.
 
@@ -12,6 +12,7 @@ use super::disks::{DiskAction, Limit};
 use super::machine::MachineAction;
 use super::nvme::NvmeAction;
 use super::parameters::{Kind, Options, Parameter, Parameters, Parsed, Segments};
+use super::schemas::{self, Answer};
 use crate::http::Method;
 use crate::http::{Call, Class};
 use crate::storage::{
@@ -44,6 +45,8 @@ pub struct Endpoint {
     pub example: &'static str,
     /// What it does, in one sentence.
     pub summary: &'static str,
+    /// What it answers.
+    pub answer: &'static Answer,
     /// Makes its action of the parameters in its path.
     pub action: fn(&mut Parameters<'_>) -> Parsed<Action>,
 }
@@ -56,57 +59,83 @@ pub static ENDPOINTS: &[Endpoint] = &[
             "/v1/checkServiceStatus",
             "/v1/checkServiceStatus",
             "Says that the service runs, and which drivers it has.",
+            &schemas::STATUS,
             |_| Ok(Action::Status),
         )
     },
     read(
+        "/v1/openapi.json",
+        "/v1/openapi.json",
+        "Describes every call, in the form of OpenAPI 3.1.",
+        &schemas::SPECIFICATION,
+        |_| Ok(Action::Specification),
+    ),
+    read(
         "/v1/listAllResources",
         "/v1/listAllResources",
         "Lists the memory and the disks of the machine.",
+        &schemas::RESOURCES,
         |_| Ok(MachineAction::Resources.into()),
     ),
     read(
         "/v1/listRapidDiskVolumes",
         "/v1/listRapidDiskVolumes",
         "Lists the RAM disks and the caches.",
+        &schemas::VOLUMES,
         |_| Ok(MachineAction::Volumes.into()),
     ),
     Endpoint {
         options: &[RamDriver::KIND, Algorithm::KIND, Limit::KIND],
-        ..change("/v1/createRapidDisk/@size", "/v1/createRapidDisk/128", "Makes a RAM disk.", |p| {
-            DiskAction::create(p).map(Action::from)
-        })
+        ..change(
+            "/v1/createRapidDisk/@size",
+            "/v1/createRapidDisk/128",
+            "Makes a RAM disk.",
+            &schemas::CREATE_DISK,
+            |p| DiskAction::create(p).map(Action::from),
+        )
     },
     change(
         "/v1/resizeRapidDisk/@disk/@size",
         "/v1/resizeRapidDisk/rd0/1GiB",
         "Gives a RAM disk another size.",
+        &schemas::RESIZE_DISK,
         |p| Ok(DiskAction::Resize(p.take()?, p.take()?).into()),
     ),
     change(
         "/v1/flushRapidDisk/@disk",
         "/v1/flushRapidDisk/rd0",
         "Destroys the contents of a RAM disk and frees its memory.",
+        &schemas::FLUSH_DISK,
         |p| Ok(DiskAction::Flush(p.take()?).into()),
     ),
     change(
         "/v1/removeRapidDisk/@disk",
         "/v1/removeRapidDisk/rd0",
         "Removes a RAM disk and its contents.",
+        &schemas::REMOVE_DISK,
         |p| Ok(DiskAction::Remove(p.take()?).into()),
     ),
-    change("/v1/lockRapidDisk/@disk", "/v1/lockRapidDisk/rd0", "Makes a RAM disk read-only.", |p| {
-        Ok(DiskAction::Lock(p.take()?).into())
-    }),
-    change("/v1/unlockRapidDisk/@disk", "/v1/unlockRapidDisk/rd0", "Makes a RAM disk read-write.", |p| {
-        Ok(DiskAction::Unlock(p.take()?).into())
-    }),
+    change(
+        "/v1/lockRapidDisk/@disk",
+        "/v1/lockRapidDisk/rd0",
+        "Makes a RAM disk read-only.",
+        &schemas::LOCK_DISK,
+        |p| Ok(DiskAction::Lock(p.take()?).into()),
+    ),
+    change(
+        "/v1/unlockRapidDisk/@disk",
+        "/v1/unlockRapidDisk/rd0",
+        "Makes a RAM disk read-write.",
+        &schemas::UNLOCK_DISK,
+        |p| Ok(DiskAction::Unlock(p.take()?).into()),
+    ),
     Endpoint {
         options: &[BlockSize::KIND],
         ..change(
             "/v1/createRapidDiskCache/@disk/@source/@policy",
             "/v1/createRapidDiskCache/rd0/sdb/writeback",
             "Makes a RAM disk the cache of another device.",
+            &schemas::CREATE_CACHE,
             |p| CacheAction::create(p).map(Action::from),
         )
     },
@@ -116,6 +145,7 @@ pub static ENDPOINTS: &[Endpoint] = &[
             "/v1/removeRapidDiskCache/@cache",
             "/v1/removeRapidDiskCache/rc-wb_sdb",
             "Removes a cache; its RAM disk and its source stay.",
+            &schemas::REMOVE_CACHE,
             |p| Ok(CacheAction::Remove(p.take()?, p.option()?.unwrap_or_default()).into()),
         )
     },
@@ -123,71 +153,85 @@ pub static ENDPOINTS: &[Endpoint] = &[
         "/v1/showRapidDiskCacheStats/@cache",
         "/v1/showRapidDiskCacheStats/rc-wt_sdb",
         "Shows the counters of a cache.",
+        &schemas::STATISTICS,
         |p| Ok(CacheAction::Stats(p.take()?).into()),
     ),
     read(
         "/v1/listAllNVMeTargets",
         "/v1/listAllNVMeTargets",
         "Lists the NVMe targets and the ports that offer them.",
+        &schemas::TARGETS,
         |_| Ok(NvmeAction::Targets.into()),
     ),
-    read("/v1/listAllNVMePorts", "/v1/listAllNVMePorts", "Lists the NVMe ports.", |_| {
+    read("/v1/listAllNVMePorts", "/v1/listAllNVMePorts", "Lists the NVMe ports.", &schemas::PORTS, |_| {
         Ok(NvmeAction::Ports.into())
     }),
     change(
         "/v1/createNVMePort/@port/@interface/@protocol",
         "/v1/createNVMePort/1/eth0/tcp",
         "Makes an NVMe port, with the service 4420.",
+        &schemas::CREATE_PORT,
         |p| NvmeAction::create_port(p).map(Action::from),
     ),
     change(
         "/v1/createNVMePort/@port/@interface/@protocol/@service",
         "/v1/createNVMePort/2/10.0.0.5/tcp/4421",
         "Makes an NVMe port.",
+        &schemas::CREATE_PORT,
         |p| NvmeAction::create_port_with_service(p).map(Action::from),
     ),
-    change("/v1/removeNVMePort/@port", "/v1/removeNVMePort/1", "Removes an NVMe port.", |p| {
-        Ok(NvmeAction::RemovePort(p.take()?).into())
-    }),
+    change(
+        "/v1/removeNVMePort/@port",
+        "/v1/removeNVMePort/1",
+        "Removes an NVMe port.",
+        &schemas::REMOVE_PORT,
+        |p| Ok(NvmeAction::RemovePort(p.take()?).into()),
+    ),
     change(
         "/v1/createNVMeTarget/@volume/@ports",
         "/v1/createNVMeTarget/rd0/1",
         "Exports a volume to any host.",
+        &schemas::CREATE_TARGET,
         |p| Ok(NvmeAction::CreateTarget(p.take()?, p.take()?, None).into()),
     ),
     change(
         "/v1/createNVMeTarget/@volume/@ports/@hostnqn",
         "/v1/createNVMeTarget/rd0/all/nqn.2014-08.org.nvmexpress:uuid:8a2f4b10-6c1d-4e53-9b7a-d05c3e91f264",
         "Exports a volume to one host.",
+        &schemas::CREATE_TARGET,
         |p| Ok(NvmeAction::CreateTarget(p.take()?, p.take()?, Some(p.take()?)).into()),
     ),
     change(
         "/v1/removeNVMeTarget/@volume",
         "/v1/removeNVMeTarget/rd0",
         "Ends the export of a volume at every port.",
+        &schemas::REMOVE_TARGET,
         |p| Ok(NvmeAction::RemoveTarget(p.take()?, None).into()),
     ),
     change(
         "/v1/removeNVMeTarget/@volume/@port",
         "/v1/removeNVMeTarget/rd0/1",
         "Ends the export of a volume at one port.",
+        &schemas::REMOVE_TARGET,
         |p| Ok(NvmeAction::RemoveTarget(p.take()?, Some(p.take()?)).into()),
     ),
     change(
         "/v1/allowNVMeHost/@volume/@hostnqn",
         "/v1/allowNVMeHost/rd0/nqn.2014-08.org.nvmexpress:uuid:8a2f4b10-6c1d-4e53-9b7a-d05c3e91f264",
         "Lets a host connect to an exported volume.",
+        &schemas::ALLOW_HOST,
         |p| Ok(NvmeAction::AllowHost(p.take()?, p.take()?).into()),
     ),
     change(
         "/v1/denyNVMeHost/@volume/@hostnqn",
         "/v1/denyNVMeHost/rd0/nqn.2014-08.org.nvmexpress:uuid:8a2f4b10-6c1d-4e53-9b7a-d05c3e91f264",
         "Keeps a host from connecting to an exported volume.",
+        &schemas::DENY_HOST,
         |p| Ok(NvmeAction::DenyHost(p.take()?, p.take()?).into()),
     ),
 ];
 
-/// Every kind of parameter that a path has, and then every option.
+/// Every kind of parameter that a path has.
 pub static KINDS: &[Kind] = &[
     DiskName::KIND,
     Size::KIND,
@@ -201,12 +245,11 @@ pub static KINDS: &[Kind] = &[
     Protocol::KIND,
     ServiceId::KIND,
     Nqn::KIND,
-    RamDriver::KIND,
-    Algorithm::KIND,
-    Limit::KIND,
-    BlockSize::KIND,
-    Discard::KIND,
 ];
+
+/// Every kind of option.
+pub static OPTIONS: &[Kind] =
+    &[RamDriver::KIND, Algorithm::KIND, Limit::KIND, BlockSize::KIND, Discard::KIND];
 
 type ToAction = fn(&mut Parameters<'_>) -> Parsed<Action>;
 
@@ -215,9 +258,20 @@ const fn read(
     path: &'static str,
     example: &'static str,
     summary: &'static str,
+    answer: &'static Answer,
     action: ToAction,
 ) -> Endpoint {
-    Endpoint { verb: Verb::Get, path, options: &[], class: Class::Read, body: 0, example, summary, action }
+    Endpoint {
+        verb: Verb::Get,
+        path,
+        options: &[],
+        class: Class::Read,
+        body: 0,
+        example,
+        summary,
+        answer,
+        action,
+    }
 }
 
 /// A call that changes something.
@@ -225,9 +279,20 @@ const fn change(
     path: &'static str,
     example: &'static str,
     summary: &'static str,
+    answer: &'static Answer,
     action: ToAction,
 ) -> Endpoint {
-    Endpoint { verb: Verb::Post, path, options: &[], class: Class::Change, body: 0, example, summary, action }
+    Endpoint {
+        verb: Verb::Post,
+        path,
+        options: &[],
+        class: Class::Change,
+        body: 0,
+        example,
+        summary,
+        answer,
+        action,
+    }
 }
 
 impl Verb {
@@ -248,11 +313,14 @@ impl Verb {
 }
 
 /// The endpoints, each with its path cut into segments: once, not for each request.
-static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| ENDPOINTS.iter().map(Route::of).collect());
+pub static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| ENDPOINTS.iter().map(Route::of).collect());
 
-struct Route {
-    template: Vec<&'static str>,
-    endpoint: &'static Endpoint,
+/// An endpoint with its path.
+pub struct Route {
+    /// The segments of the path: the version, the name of the call, and the parameters, each behind an `@`.
+    pub template: Vec<&'static str>,
+    /// The endpoint.
+    pub endpoint: &'static Endpoint,
 }
 
 impl Route {
