@@ -346,10 +346,21 @@ pub fn set_read_only(disk: &File, read_only: bool) -> Result<()> {
 }
 
 /// Empties `length` bytes from `start` on of a device that is open for writing (`BLKDISCARD`).
-pub fn discard(disk: &File, start: u64, length: u64) -> Result<()> {
+fn discard(disk: &File, start: u64, length: u64) -> Result<()> {
     // SAFETY: BLKDISCARD reads two u64 at the pointer.
     unsafe { ioctl(disk.as_fd(), Setter::<DISCARD, [u64; 2]>::new([start, length])) }
         .map_err(|errno| Error::new("ioctl BLKDISCARD", &errno.into()))
+}
+
+/// Empties a device from byte `at` to byte `end`, at most `step` bytes with each discard. `at` moves along: what is before
+/// it is empty, also after a failure.
+pub fn discard_in_steps(disk: &File, at: &mut u64, end: u64, step: u64) -> Result<()> {
+    while *at < end {
+        let length = (end - *at).min(step);
+        discard(disk, *at, length)?;
+        *at += length;
+    }
+    Ok(())
 }
 
 /// Writes what the page cache has of a device to it, and forgets it (`BLKFLSBUF`).

@@ -81,12 +81,7 @@ pub fn held(root: &Root, number: u32) -> Option<u64> {
 /// is before it is free, also after a failure.
 pub fn clear(root: &Root, number: u32, at: &mut u64, end: u64) -> Result<()> {
     let disk = block::open(root, &name(number), Mode::Write)?;
-    while *at < end {
-        let length = (end - *at).min(STEP);
-        block::discard(&disk, *at, length)?;
-        *at += length;
-    }
-    Ok(())
+    block::discard_in_steps(&disk, at, end, STEP)
 }
 
 /// Where what is not zero ends, between byte `start` and byte `end`; `start` if all is zero. Both are

@@ -96,12 +96,7 @@ fn parse_stats(text: &str) -> Option<Stats> {
 /// after a failure.
 pub fn clear(root: &Root, number: u32, at: &mut u64, end: u64) -> Result<()> {
     let disk = block::open(root, &name(number), Mode::Write)?;
-    while *at < end {
-        let length = (end - *at).min(STEP);
-        block::discard(&disk, *at, length)?;
-        *at += length;
-    }
-    Ok(())
+    block::discard_in_steps(&disk, at, end, STEP)
 }
 
 fn attribute(number: u32, attribute: &str) -> String {

@@ -12,6 +12,7 @@ use crate::kernel::links::{self, Entry};
 use crate::kernel::{self, Root, brd, zram};
 use crate::storage::disks::driver::{Device, refused};
 use crate::storage::error::{Cannot, Error, Left, Result};
+use crate::storage::locks::Held;
 use crate::storage::mapping::{self, not_made, uuid};
 use crate::storage::names::DiskName;
 use crate::storage::undo::Undo;
@@ -211,6 +212,40 @@ pub fn is_free(root: &Root, name: DiskName) -> Result<bool> {
         None => false,
     };
     Ok(!has_mapping && link::is_free(root, name, KIND)?)
+}
+
+/// Repairs each of these disks of which no request is at work. Returns a line for each thing that was done or could not
+/// be done.
+pub fn recover_each<'a>(
+    found: impl IntoIterator<Item = Parts>,
+    hold: &dyn Fn(DiskName) -> Option<Held<'a>>,
+    recover: impl Fn(&Parts) -> Result<Option<&'static str>>,
+) -> Vec<String> {
+    let mut said = Vec::new();
+    for parts in found {
+        let name = parts.name;
+        let Some(_held) = hold(name) else { continue };
+        match recover(&parts) {
+            Ok(done) => said.extend(done.map(|done| format!("{name}: {done}"))),
+            Err(error) => said.push(format!("{name} could not be repaired: {error}")),
+        }
+    }
+    said
+}
+
+/// Forgets a new table that was not put to use, and ends a suspension. Says what was done.
+pub fn run_again(control: &Control, name: DiskName, info: &Info) -> Result<Option<&'static str>> {
+    let mapping = disk_mapping(name);
+    let mut done = None;
+    if info.has_next {
+        done = Some("was half-resized, and keeps its size");
+        control.clear(&mapping).cannot("forget its new table")?;
+    }
+    if info.suspended {
+        done = Some("was suspended, and is resumed");
+        control.resume(&mapping).cannot("resume it")?;
+    }
+    Ok(done)
 }
 
 /// Makes the link to a disk, if it is not there. Says whether it was not.

@@ -5,7 +5,7 @@ use super::parts::{below, lost_size, map_again, probe_mapping, release};
 use crate::kernel::{Root, block, brd};
 use crate::storage::disks::drivers::link;
 use crate::storage::disks::drivers::mapped::{
-    BRD, KIND, Parts, device_name, disk_mapping, is_lost, link_again,
+    BRD, KIND, Parts, device_name, is_lost, link_again, recover_each, run_again,
 };
 use crate::storage::error::{Cannot, Result};
 use crate::storage::locks::Held;
@@ -18,16 +18,7 @@ pub fn recover<'a>(root: &Root, hold: &dyn Fn(DiskName) -> Option<Held<'a>>) -> 
         Ok(found) => found,
         Err(error) => return vec![format!("the RAM disks of brd could not be looked for: {error}")],
     };
-    let mut said = Vec::new();
-    for parts in found {
-        let name = parts.name;
-        // A request is at work on it.
-        let Some(_held) = hold(name) else { continue };
-        match recover_one(root, &parts) {
-            Ok(done) => said.extend(done.map(|done| format!("{name}: {done}"))),
-            Err(error) => said.push(format!("{name} could not be repaired: {error}")),
-        }
-    }
+    let mut said = recover_each(found, hold, |parts| recover_one(root, parts));
     if let Ok(Some(control)) = mapping::if_loaded(root)
         && let Ok(Some(_)) = mapping::ours(&control, &probe_mapping())
     {
@@ -42,7 +33,6 @@ pub fn recover<'a>(root: &Root, hold: &dyn Fn(DiskName) -> Option<Held<'a>>) -> 
 fn recover_one(root: &Root, parts: &Parts) -> Result<Option<&'static str>> {
     let &Parts { name, number, .. } = parts;
     let control = mapping::control(root)?;
-    let mapping = disk_mapping(name);
     let Some(info) = BRD.ours(&control, name)?.filter(|info| info.active) else {
         if let Some(size) = lost_size(root, parts)? {
             link_again(root, name, &map_again(root, name, number, size)?)?;
@@ -53,15 +43,7 @@ fn recover_one(root: &Root, parts: &Parts) -> Result<Option<&'static str>> {
         release(root, name, number, 0)?;
         return Ok(Some("was half-made or half-removed, and is removed"));
     };
-    let mut done = None;
-    if info.has_next {
-        done = Some("was half-resized, and keeps its size");
-        control.clear(&mapping).cannot("forget its new table")?;
-    }
-    if info.suspended {
-        done = Some("was suspended, and is resumed");
-        control.resume(&mapping).cannot("resume it")?;
-    }
+    let mut done = run_again(&control, name, &info)?;
     let device = device_name(info.dev);
     // Others may have had its place until it was held.
     let (_, number) = below(&control, name).cannot("ask what it stands on")?;

@@ -4,7 +4,7 @@ use crate::kernel::block::{self, Dev};
 use crate::kernel::dm::{self, Control, Target};
 use crate::kernel::{self, Root, unless_gone, zram};
 use crate::storage::disks::driver::New;
-use crate::storage::disks::drivers::mapped::{Parts, ZRAM, disk_mapping, linear, put_to_use};
+use crate::storage::disks::drivers::mapped::{Parts, ZRAM, device_name, disk_mapping, linear, put_to_use};
 use crate::storage::error::{Cannot, Error, Result};
 use crate::storage::mapping::{self, not_made, uuid};
 use crate::storage::names::{Algorithm, DiskName};
@@ -81,9 +81,13 @@ pub fn make_below<'a>(
         choose(root, number, algorithm)?;
     }
     zram::set_size(root, number, new.bytes, limit(new)).cannot(format_args!("give {device} its size"))?;
+    Ok((number, dev_of(root, number)?))
+}
+
+fn dev_of(root: &Root, number: u32) -> Result<Dev> {
+    let device = zram::name(number);
     let dev = block::dev_of(root, &device).cannot(format_args!("look at {device}"))?;
-    let dev = dev.ok_or_else(|| Error::Conflict(format!("{device} was removed by another program")))?;
-    Ok((number, dev))
+    dev.ok_or_else(|| Error::Conflict(format!("{device} was removed by another program")))
 }
 
 fn choose(root: &Root, number: u32, algorithm: &Algorithm) -> Result<()> {
@@ -100,10 +104,8 @@ fn choose(root: &Root, number: u32, algorithm: &Algorithm) -> Result<()> {
 
 /// Has a guard hold its disk: nobody else can take it, and it is known to be whole.
 pub fn hold(root: &Root, control: &Control, name: DiskName, number: u32) -> Result<()> {
-    let (guard, device) = (ZRAM.guard(name, number), zram::name(number));
-    let dev =
-        block::dev_of(root, &device).and_then(|dev| dev.ok_or_else(|| kernel::Error::strange(&*device)));
-    dev.and_then(|dev| put_to_use(control, &guard, &table(GUARDED, dev))).cannot(format_args!("map {guard}"))
+    let (guard, dev) = (ZRAM.guard(name, number), dev_of(root, number)?);
+    put_to_use(control, &guard, &table(GUARDED, dev)).cannot(format_args!("map {guard}"))
 }
 
 /// Has a guard stand on nothing. The disk is then one that is being made or removed.
@@ -134,10 +136,8 @@ fn remove(root: &Root, number: u32) -> Result<()> {
 /// Maps a disk again whose mapping somebody removed. Gives the kernel's name of it.
 pub fn map_again(root: &Root, parts: &Parts, size: u64) -> Result<String> {
     let control = mapping::control(root)?;
-    let device = zram::name(parts.number);
     ZRAM.remove_empty(&control, parts.name)?;
-    let dev = block::dev_of(root, &device).cannot(format_args!("look at {device}"))?;
-    let dev = dev.ok_or_else(|| Error::Conflict(format!("{device} was removed by another program")))?;
+    let dev = dev_of(root, parts.number)?;
     Undo::run(|undo| map(&control, parts.name, size, dev, undo))
 }
 
@@ -151,7 +151,7 @@ pub fn map<'a>(
 ) -> Result<String> {
     let mapped = ZRAM.make(control, name, undo)?;
     put_to_use(control, &disk_mapping(name), &table(size, dev)).cannot(format_args!("map {name}"))?;
-    Ok(crate::storage::disks::drivers::mapped::device_name(mapped))
+    Ok(device_name(mapped))
 }
 
 #[cfg(test)]

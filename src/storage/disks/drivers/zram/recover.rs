@@ -3,7 +3,9 @@
 use super::parts::{hold, is_held, lost_size, map_again, number_of, release};
 use crate::kernel::{Root, zram};
 use crate::storage::disks::drivers::link;
-use crate::storage::disks::drivers::mapped::{KIND, Parts, ZRAM, device_name, disk_mapping, link_again};
+use crate::storage::disks::drivers::mapped::{
+    KIND, Parts, ZRAM, device_name, link_again, recover_each, run_again,
+};
 use crate::storage::error::{Cannot, Result};
 use crate::storage::locks::Held;
 use crate::storage::mapping;
@@ -19,17 +21,7 @@ pub fn recover<'a>(root: &Root, take: &dyn Fn(DiskName) -> Option<Held<'a>>) -> 
     let has_data =
         |parts: &Parts| matches!(zram::stats(root, parts.number), Ok(Some(stats)) if stats.stored > 0);
     let (with_data, empty): (Vec<_>, Vec<_>) = found.into_iter().partition(has_data);
-    let mut said = Vec::new();
-    for parts in with_data.into_iter().chain(empty) {
-        let name = parts.name;
-        // A request is at work on it.
-        let Some(_held) = take(name) else { continue };
-        match recover_one(root, &parts) {
-            Ok(done) => said.extend(done.map(|done| format!("{name}: {done}"))),
-            Err(error) => said.push(format!("{name} could not be repaired: {error}")),
-        }
-    }
-    said
+    recover_each(with_data.into_iter().chain(empty), take, |parts| recover_one(root, parts))
 }
 
 /// A disk is one if it is mapped, or its guard holds what is below. A compressed disk with a guard to which the
@@ -37,7 +29,6 @@ pub fn recover<'a>(root: &Root, take: &dyn Fn(DiskName) -> Option<Held<'a>>) -> 
 fn recover_one(root: &Root, parts: &Parts) -> Result<Option<&'static str>> {
     let &Parts { name, number, .. } = parts;
     let control = mapping::control(root)?;
-    let mapping = disk_mapping(name);
     let Some(info) = ZRAM.ours(&control, name)?.filter(|info| info.active) else {
         if let Some(size) = lost_size(root, parts)? {
             link_again(root, name, &map_again(root, parts, size)?)?;
@@ -48,15 +39,7 @@ fn recover_one(root: &Root, parts: &Parts) -> Result<Option<&'static str>> {
         release(root, name, number)?;
         return Ok(Some("was half-made or half-removed, and is removed"));
     };
-    let mut done = None;
-    if info.has_next {
-        done = Some("was half-resized, and keeps its size");
-        control.clear(&mapping).cannot("forget its new table")?;
-    }
-    if info.suspended {
-        done = Some("was suspended, and is resumed");
-        control.resume(&mapping).cannot("resume it")?;
-    }
+    let mut done = run_again(&control, name, &info)?;
     if number_of(root, &control, name)? != number {
         release(root, name, number)?;
         return Ok(Some("was half-resized, and what was left of that is removed"));
