@@ -38,7 +38,7 @@ pub struct Listed {
     pub name: String,
     /// Its device number.
     pub dev: Dev,
-    /// Its UUID, empty where it was made without one. `None`: a kernel before 5.12 does not list it.
+    /// Its UUID, empty where it was made without one. `None`: an older kernel, which does not list it.
     pub uuid: Option<String>,
 }
 
