@@ -5,7 +5,7 @@
 use std::fs;
 
 use crate::export::{export, guest_with_port};
-use crate::stock::killed_before;
+use crate::stock::{killed_before, killed_before_each, size_after_kill};
 use crate::support::data::{MIB, PAGE, assert_same_data, assert_zero, noise, read, write};
 use crate::support::kernel::{
     Process, all_mappings, attribute, below, device, eventually, is_suspended, names, put, ram_disks, size,
@@ -309,33 +309,25 @@ fn killed_before_any_system_call_of_a_change_it_leaves_whole_disks_of_brd() {
     let mut guest: Guest = guest_with(&["--memory-limit", "64", "--workers", "2"]);
     let mut kills = 0;
     for (change, before, after) in changes {
-        for call in ["ioctl", "pwrite64", "symlink", "unlink"] {
-            for nth in 1.. {
-                if before > 0 {
-                    guest.disk(before);
-                    write("/dev/rd0", MIB, &data);
-                }
-                let answered = killed_before(&mut guest, call, nth, change);
-                let what = format!("{change} killed before {call} number {nth}");
-                assert_whole();
-                let size = size("rd0").unwrap_or_default() / MIB;
-                assert!([before, after].contains(&size), "{what}: {size}");
-                assert!(!answered || size == after, "{what}: {size}");
-                assert_eq!(guest.disks().len(), usize::from(size > 0), "{what}");
-                if size > 0 {
-                    let got = read("/dev/rd0", MIB, data.len());
-                    match (before, change.starts_with("flush") && used("rd0") == Some(0)) {
-                        (0, _) | (_, true) => assert_zero(&what, &got),
-                        _ => assert_same_data(&what, &got, &data),
-                    }
-                    guest.change("removeRapidDisk/rd0");
-                }
-                if answered {
-                    break;
-                }
-                kills += 1;
+        let prepare = |guest: &Guest| {
+            if before > 0 {
+                guest.disk(before);
+                write("/dev/rd0", MIB, &data);
             }
-        }
+        };
+        let check = |guest: &Guest, answered: bool, what: &str| {
+            assert_whole();
+            if size_after_kill(guest, what, [before, after], answered) > 0 {
+                let got = read("/dev/rd0", MIB, data.len());
+                match (before, change.starts_with("flush") && used("rd0") == Some(0)) {
+                    (0, _) | (_, true) => assert_zero(what, &got),
+                    _ => assert_same_data(what, &got, &data),
+                }
+                guest.change("removeRapidDisk/rd0");
+            }
+        };
+        let calls = ["ioctl", "pwrite64", "symlink", "unlink"];
+        kills += killed_before_each(&mut guest, &calls, change, prepare, check);
     }
     println!("killed {kills} times");
     assert!(kills >= 18, "killed {kills} times only");

@@ -324,6 +324,39 @@ pub fn killed_before(guest: &mut Guest, call: &str, nth: u32, change: &str) -> b
     answered
 }
 
+/// Kills the daemon right before each system call of these kinds that `change` makes. `prepare` runs before each time,
+/// and `check` after it: it is told whether `change` was answered, and what was done. Returns how often it was killed.
+pub fn killed_before_each(
+    guest: &mut Guest,
+    calls: &[&str],
+    change: &str,
+    prepare: impl Fn(&Guest),
+    check: impl Fn(&Guest, bool, &str),
+) -> u32 {
+    let mut kills = 0;
+    for call in calls {
+        for nth in 1.. {
+            prepare(guest);
+            let answered = killed_before(guest, call, nth, change);
+            check(guest, answered, &format!("{change} killed before {call} number {nth}"));
+            if answered {
+                break;
+            }
+            kills += 1;
+        }
+    }
+    kills
+}
+
+/// The size of `rd0` in MiB, 0 without it: one of the two, and the second if the change was answered.
+pub fn size_after_kill(guest: &Guest, what: &str, [before, after]: [u64; 2], answered: bool) -> u64 {
+    let size = size("rd0").unwrap_or_default() / MIB;
+    assert!([before, after].contains(&size), "{what}: {size}");
+    assert!(!answered || size == after, "{what}: {size}");
+    assert_eq!(guest.disks().len(), usize::from(size > 0), "{what}");
+    size
+}
+
 #[test]
 fn killed_before_any_system_call_of_a_change_it_leaves_whole_disks() {
     let data = noise(9, 2 * MIB as usize);
@@ -336,38 +369,30 @@ fn killed_before_any_system_call_of_a_change_it_leaves_whole_disks() {
     ];
     let mut guest = loop_guest(&["--memory-limit", "64", "--workers", "2"]);
     let mut kills = 0;
+    let calls = ["mkdir", "mount", "ftruncate", "ioctl", "symlink", "renameat2", "unlink"];
     for (change, before, after) in changes {
-        for call in ["mkdir", "mount", "ftruncate", "ioctl", "symlink", "renameat2", "unlink"] {
-            for nth in 1.. {
-                if before > 0 {
-                    guest.disk(before);
-                    write("/dev/rd0", MIB, &data);
-                } else if names(POOL).is_empty() {
-                    // The tmpfs and its directory are made with the first disk.
-                    works(&format!("umount {POOL} && rm -r /run/rapiddiskd"));
-                }
-                let answered = killed_before(&mut guest, call, nth, change);
-                let what = format!("{change} killed before {call} number {nth}");
-                assert_whole();
-                let size = size("rd0").unwrap_or_default() / MIB;
-                assert!([before, after].contains(&size), "{what}: {size}");
-                assert!(!answered || size == after, "{what}: {size}");
-                assert_eq!(guest.disks().len(), usize::from(size > 0), "{what}");
-                if size > 0 {
-                    let got = read("/dev/rd0", MIB, data.len());
-                    if before > 0 {
-                        assert_same_data(&what, &got, &data)
-                    } else {
-                        assert_zero(&what, &got)
-                    }
-                    guest.change("removeRapidDisk/rd0");
-                }
-                if answered {
-                    break;
-                }
-                kills += 1;
+        let prepare = |guest: &Guest| {
+            if before > 0 {
+                guest.disk(before);
+                write("/dev/rd0", MIB, &data);
+            } else if names(POOL).is_empty() {
+                // The tmpfs and its directory are made with the first disk.
+                works(&format!("umount {POOL} && rm -r /run/rapiddiskd"));
             }
-        }
+        };
+        let check = |guest: &Guest, answered: bool, what: &str| {
+            assert_whole();
+            if size_after_kill(guest, what, [before, after], answered) > 0 {
+                let got = read("/dev/rd0", MIB, data.len());
+                if before > 0 {
+                    assert_same_data(what, &got, &data)
+                } else {
+                    assert_zero(what, &got)
+                }
+                guest.change("removeRapidDisk/rd0");
+            }
+        };
+        kills += killed_before_each(&mut guest, &calls, change, prepare, check);
     }
     println!("killed {kills} times");
     assert!(kills >= 18, "killed {kills} times only");

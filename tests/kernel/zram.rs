@@ -6,7 +6,7 @@ use std::fs;
 use serde_json::json;
 
 use crate::export::guest_with_port;
-use crate::stock::killed_before;
+use crate::stock::{killed_before_each, size_after_kill};
 use crate::support::data::{MIB, assert_same_data, assert_zero, noise, read, try_write, write};
 use crate::support::kernel::{
     Process, State, all_mappings, attribute, below_in_zram as below, device, eventually, is_suspended, names,
@@ -267,36 +267,28 @@ fn killed_before_any_system_call_of_a_change_it_leaves_whole_disks_of_zram() {
     let mut kills = 0;
     for (change, before, after) in changes {
         let has_data = !change.starts_with("resize");
-        for call in ["ioctl", "write", "symlink", "unlink"] {
-            for nth in 1.. {
-                if before > 0 {
-                    disk(&guest, before);
-                    if has_data {
-                        write("/dev/rd0", MIB, &data);
-                    }
+        let prepare = |guest: &Guest| {
+            if before > 0 {
+                disk(guest, before);
+                if has_data {
+                    write("/dev/rd0", MIB, &data);
                 }
-                let answered = killed_before(&mut guest, call, nth, change);
-                let what = format!("{change} killed before {call} number {nth}");
-                assert_whole(&[]);
-                let size = size("rd0").unwrap_or_default() / MIB;
-                assert!([before, after].contains(&size), "{what}: {size}");
-                assert!(!answered || size == after, "{what}: {size}");
-                assert_eq!(guest.disks().len(), usize::from(size > 0), "{what}");
-                if size > 0 {
-                    let got = read("/dev/rd0", MIB, data.len());
-                    let is_empty = used("rd0") == Some(0);
-                    match before == 0 || !has_data || change.starts_with("flush") && is_empty {
-                        true => assert_zero(&what, &got),
-                        false => assert_same_data(&what, &got, &data),
-                    }
-                    guest.change("removeRapidDisk/rd0");
-                }
-                if answered {
-                    break;
-                }
-                kills += 1;
             }
-        }
+        };
+        let check = |guest: &Guest, answered: bool, what: &str| {
+            assert_whole(&[]);
+            if size_after_kill(guest, what, [before, after], answered) > 0 {
+                let got = read("/dev/rd0", MIB, data.len());
+                let is_empty = used("rd0") == Some(0);
+                match before == 0 || !has_data || change.starts_with("flush") && is_empty {
+                    true => assert_zero(what, &got),
+                    false => assert_same_data(what, &got, &data),
+                }
+                guest.change("removeRapidDisk/rd0");
+            }
+        };
+        kills +=
+            killed_before_each(&mut guest, &["ioctl", "write", "symlink", "unlink"], change, prepare, check);
     }
     println!("killed {kills} times");
     assert!(kills >= 40, "killed {kills} times only");
